@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Joint limits, and the filter that keeps every command inside them. numpy only.
+
+The filter turns targets into the control points c_k of a uniform quadratic B-spline with knot
+spacing dt, the control period. The setpoint that a controller executes is that spline:
+
+    at knot time k*dt    position (c_{k-1} + c_k) / 2,  velocity (c_k - c_{k-1}) / dt
+    between two knots    acceleration (c_{k+1} - 2 c_k + c_{k-1}) / dt^2, constant
+
+so bounds on the points and on their first and second differences bound the position (convex hull),
+velocity and acceleration of the continuous command exactly, at every instant and at chunk seams
+(de Boor, "A Practical Guide to Splines", 1978: derivatives of a spline are splines of differences).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Mapping, Sequence
+
+import numpy as np
+
+from dipod_ros.errors import UserError
+
+# Slack for float64 round-off when a command is checked against its limits.
+TOLERANCE_RAD = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class JointLimits:
+    """Limits per joint, in the order of `joints`; SI units, float64 arrays of shape [A]."""
+
+    joints: tuple[str, ...]
+    lower: np.ndarray  # rad
+    upper: np.ndarray  # rad
+    velocity: np.ndarray  # rad/s
+    acceleration: np.ndarray  # rad/s^2
+
+    def __post_init__(self) -> None:
+        for name in ('lower', 'upper', 'velocity', 'acceleration'):
+            values = np.asarray(getattr(self, name), dtype=np.float64)
+            object.__setattr__(self, name, values)
+            if values.shape != (len(self.joints),):
+                raise UserError(
+                    f'limits: {name} has {values.size} values for {len(self.joints)} joints '
+                    f'{list(self.joints)}; give one per joint'
+                )
+            if not np.all(np.isfinite(values)):
+                raise UserError(f'limits: {name} must be finite, got {values.tolist()}')
+        for i, joint in enumerate(self.joints):
+            if not self.lower[i] < self.upper[i]:
+                raise UserError(
+                    f'limits: position_lower of {joint} is {self.lower[i]}, not below '
+                    f'position_upper {self.upper[i]}'
+                )
+            for name in ('velocity', 'acceleration'):
+                if not getattr(self, name)[i] > 0:
+                    raise UserError(
+                        f'limits: {name} of {joint} must be above 0, got {getattr(self, name)[i]}'
+                    )
+
+    @classmethod
+    def from_params(cls, joints: Sequence[str], limits: Mapping[str, Any]) -> JointLimits:
+        """Build from the `limits` block of a robot file.
+
+        Keys: position_lower, position_upper (rad), velocity (rad/s), acceleration (rad/s^2), each a
+        list with one number per joint. Raises UserError naming the missing key.
+        """
+        keys = ('position_lower', 'position_upper', 'velocity', 'acceleration')
+        missing = [k for k in keys if limits.get(k) is None or len(limits[k]) == 0]
+        if not joints or missing:
+            what = ', '.join(f'limits.{k}' for k in missing) or 'joints'
+            raise UserError(
+                f'the robot file gives no {what}: a robot without limits does not start; '
+                'add one value per joint'
+            )
+        return cls(tuple(joints), *(np.asarray(limits[k], dtype=np.float64) for k in keys))
+
+    def to_params(self) -> dict[str, list[float]]:
+        """Return the `limits` block that `from_params` reads."""
+        return {
+            'position_lower': self.lower.tolist(),
+            'position_upper': self.upper.tolist(),
+            'velocity': self.velocity.tolist(),
+            'acceleration': self.acceleration.tolist(),
+        }
+
+
+class LimitFilter:
+    """Tracks targets while position, velocity, acceleration and braking distance stay legal.
+
+    State: the last control point and the velocity that led to it, arrays of shape [..., A]; leading
+    axes are independent arms, so the simulator runs the very same filter on a batch.
+    """
+
+    def __init__(self, limits: JointLimits, dt: float) -> None:
+        """Take the limits and the control period `dt` in seconds."""
+        if not dt > 0:
+            raise UserError(f'control_period_s must be above 0, got {dt}')
+        self.limits = limits
+        self.dt = float(dt)
+        self.position = np.zeros(len(limits.joints))
+        self.velocity = np.zeros(len(limits.joints))
+        self.last_clamp = np.zeros(())
+
+    def reset(self, position: np.ndarray, mask: np.ndarray | None = None) -> None:
+        """Start at rest from `position` [..., A] (rad), clipped into the position limits.
+
+        With a boolean `mask` [...], only the marked arms restart.
+        """
+        start = np.clip(
+            np.asarray(position, dtype=np.float64), self.limits.lower, self.limits.upper
+        )
+        if mask is None:
+            self.position = start.copy()
+            self.velocity = np.zeros_like(start)
+            self.last_clamp = np.zeros(start.shape[:-1])
+        else:
+            self.position = np.where(mask[..., None], start, self.position)
+            self.velocity = np.where(mask[..., None], 0.0, self.velocity)
+
+    def step(self, target: np.ndarray) -> np.ndarray:
+        """Move towards `target` [..., A] (rad) for one control period; return the control point.
+
+        A target that is not finite counts as "hold still": the arm brakes. `last_clamp` [...] is
+        the largest distance (rad) between what was asked and what was commanded.
+        """
+        lim, dt = self.limits, self.dt
+        target = np.asarray(target, dtype=np.float64)
+        finite = np.isfinite(target)
+        wanted = np.where(finite, (target - self.position) / dt, 0.0)
+        step = lim.acceleration * dt
+        # Fastest speed from which the joint still stops at the limit: v dt + v^2 / (2 a) <= room.
+        # The left side is at least the discrete braking distance, so the bound keeps itself true.
+        up = self._stopping_speed(lim.upper - self.position)
+        down = self._stopping_speed(self.position - lim.lower)
+        high = np.minimum(np.minimum(lim.velocity, up), self.velocity + step)
+        low = np.maximum(np.maximum(-lim.velocity, -down), self.velocity - step)
+        # Rounding can cross the two bounds by an ulp when the joint rests on its limit.
+        velocity = np.clip(wanted, np.minimum(low, high), high)
+        point = np.clip(self.position + velocity * dt, lim.lower, lim.upper)
+        self.velocity = (point - self.position) / dt
+        self.position = point
+        self.last_clamp = np.max(np.abs(np.where(finite, target, np.inf) - point), axis=-1)
+        return point.copy()
+
+    def brake(self) -> np.ndarray:
+        """Slow down at the acceleration limit for one control period; return the control point."""
+        return self.step(np.full_like(self.position, np.nan))
+
+    def at_rest(self) -> np.ndarray:
+        """Return [...] booleans: the command does not move."""
+        return np.all(np.abs(self.velocity) * self.dt <= TOLERANCE_RAD, axis=-1)
+
+    def copy(self) -> LimitFilter:
+        """Return an independent filter in the same state, to plan ahead with."""
+        other = LimitFilter(self.limits, self.dt)
+        other.position, other.velocity = self.position.copy(), self.velocity.copy()
+        other.last_clamp = self.last_clamp.copy()
+        return other
+
+    def _stopping_speed(self, room: np.ndarray) -> np.ndarray:
+        a, dt = self.limits.acceleration, self.dt
+        return -a * dt + np.sqrt((a * dt) ** 2 + 2 * a * np.maximum(room, 0.0))
+
+
+def spline_knots(
+    previous: np.ndarray, points: np.ndarray, dt: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return positions and velocities [..., H, A] of the spline at knot times dt, 2 dt, ... H dt.
+
+    `previous` [..., A] is the control point before the first of `points` [..., H, A].
+    """
+    before = np.concatenate([previous[..., None, :], points[..., :-1, :]], axis=-2)
+    return (before + points) / 2, (points - before) / dt
+
+
+def spline_setpoints(previous: np.ndarray, points: np.ndarray, substeps: int) -> np.ndarray:
+    """Sample the spline at the end of `substeps` equal parts of each control period.
+
+    Args:
+        previous: the two control points [..., 2, A] before the first of `points`, older first.
+        points: control points [..., H, A].
+        substeps: samples per control period.
+
+    Returns:
+        setpoints [..., H * substeps, A] in rad.
+
+    """
+    c = np.concatenate([previous, points], axis=-2)
+    c0, c1, c2 = c[..., :-2, :], c[..., 1:-1, :], c[..., 2:, :]
+    u = (np.arange(1, substeps + 1) / substeps)[:, None]
+    # Uniform quadratic B-spline segment from knot (c0+c1)/2 to knot (c1+c2)/2.
+    out = (
+        (1 - u) ** 2 / 2 * c0[..., None, :]
+        + (0.5 + u * (1 - u)) * c1[..., None, :]
+        + u**2 / 2 * c2[..., None, :]
+    )
+    return out.reshape(*points.shape[:-2], points.shape[-2] * substeps, points.shape[-1])
