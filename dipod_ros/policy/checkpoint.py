@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints on disk: policy.safetensors + manifest.yaml in one folder. No torch, no pickle.
+
+A folder appears under its name only when it is complete (written beside it, flushed, renamed), so a
+kill at any moment leaves the previous checkpoint, never half of a new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+import shutil
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Iterable, Mapping
+
+import numpy as np
+import yaml
+from safetensors import SafetensorError
+from safetensors.numpy import load as parse_safetensors
+from safetensors.numpy import save as dump_safetensors
+
+from dipod_ros.errors import UserError
+from dipod_ros.policy.spec import PolicySpec
+
+FORMAT_VERSION = 1
+WEIGHTS_FILE = 'policy.safetensors'
+MANIFEST_FILE = 'manifest.yaml'
+KINDS = ('flow', 'student')
+# A manifest is a few kB, the largest policy planned a few hundred MB: refuse to read absurd files.
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_WEIGHTS_BYTES = 2 << 30
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be used; one line that says which and why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Golden:
+    """One fixed observation [O] and noise [N] with the chunk [H, A] (rad) they must give."""
+
+    observation: np.ndarray
+    noise: np.ndarray
+    chunk: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """What manifest.yaml says: enough to validate a checkpoint without reading its weights."""
+
+    spec: PolicySpec
+    kind: str  # 'flow' learns online; 'student' is a few-step distillate of one
+    sha256: str  # of policy.safetensors
+    version: int = 0  # counts the updates of one training run
+    golden: Golden | None = None
+    lineage: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    path: Path = Path()
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A manifest with its weights, arrays by name exactly as stored."""
+
+    manifest: Manifest
+    weights: dict[str, np.ndarray]
+
+    @property
+    def spec(self) -> PolicySpec:
+        """The policy's specification."""
+        return self.manifest.spec
+
+
+def read_manifest(path: str | os.PathLike[str]) -> Manifest:
+    """Read and check manifest.yaml of a checkpoint folder; the weights stay unread.
+
+    Raises CheckpointError when the folder, the file or a field is missing or wrong.
+    """
+    folder = Path(path)
+    file = folder / MANIFEST_FILE
+    if not folder.is_dir():
+        raise CheckpointError(f'no checkpoint folder at {folder}')
+    for name in (MANIFEST_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise CheckpointError(f'{folder} is not a checkpoint: it has no {name}')
+    if file.stat().st_size > MAX_MANIFEST_BYTES:
+        raise CheckpointError(f'{file} is larger than {MAX_MANIFEST_BYTES} bytes')
+    try:
+        data = yaml.safe_load(file.read_text(encoding='utf-8'))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = str(error).split('\n')[0]
+        raise CheckpointError(f'{file} cannot be read: {reason}') from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f'{file} holds no mapping')
+    if data.get('format_version') != FORMAT_VERSION:
+        raise CheckpointError(
+            f'{file} has format_version {data.get("format_version")!r}; '
+            f'this release reads {FORMAT_VERSION}'
+        )
+    if data.get('kind') not in KINDS:
+        raise CheckpointError(f'{file}: kind {data.get("kind")!r} is not one of {list(KINDS)}')
+    sha = str(data.get('sha256', ''))
+    if not re.fullmatch(r'[0-9a-f]{64}', sha):
+        raise CheckpointError(f'{file}: sha256 is not 64 hexadecimal digits')
+    try:
+        spec = PolicySpec.from_dict(data.get('spec') or {})
+        golden = _read_golden(data.get('golden'), spec)
+        return Manifest(
+            spec=spec,
+            kind=data['kind'],
+            sha256=sha,
+            version=int(data.get('version', 0)),
+            golden=golden,
+            lineage=dict(data.get('lineage') or {}),
+            metrics=dict(data.get('metrics') or {}),
+            path=folder,
+        )
+    except CheckpointError:
+        raise
+    except (UserError, TypeError, ValueError) as error:
+        raise CheckpointError(f'{file}: {error}') from error
+
+
+def load(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint and verify its weights against the manifest's sha256.
+
+    Raises CheckpointError when the file is corrupt, not the one the manifest describes, or holds
+    numbers that are not finite.
+    """
+    manifest = read_manifest(path)
+    file = Path(path) / WEIGHTS_FILE
+    if file.stat().st_size > MAX_WEIGHTS_BYTES:
+        raise CheckpointError(f'{file} is larger than {MAX_WEIGHTS_BYTES} bytes')
+    payload = file.read_bytes()
+    actual = hashlib.sha256(payload).hexdigest()
+    if actual != manifest.sha256:
+        raise CheckpointError(
+            f'{file} is corrupt: its sha256 is {actual[:12]}..., '
+            f'the manifest says {manifest.sha256[:12]}...'
+        )
+    try:
+        weights = parse_safetensors(payload)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f'{file} is not a safetensors file: {error}') from error
+    bad = [k for k, v in weights.items() if not np.all(np.isfinite(v))]
+    if bad:
+        raise CheckpointError(f'{file}: weights that are not finite in {bad[:3]}')
+    return Checkpoint(manifest, weights)
+
+
+def save(
+    path: str | os.PathLike[str],
+    spec: PolicySpec,
+    weights: Mapping[str, np.ndarray],
+    *,
+    kind: str,
+    golden: Golden | None = None,
+    version: int = 0,
+    lineage: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    extra_files: Mapping[str, str] | None = None,
+) -> Manifest:
+    """Write a checkpoint folder atomically and return its manifest.
+
+    `extra_files` are text files (a model card, say) that belong to the checkpoint. Raises
+    CheckpointError when the folder exists (unless `overwrite`) or cannot be written.
+    """
+    folder = Path(path)
+    if kind not in KINDS:
+        raise CheckpointError(f'kind {kind!r} is not one of {list(KINDS)}')
+    if folder.exists() and not overwrite:
+        raise CheckpointError(f'{folder} exists already; choose another name or overwrite it')
+    bad = [k for k, v in weights.items() if not np.all(np.isfinite(v))]
+    if bad:
+        raise CheckpointError(f'refusing to write weights that are not finite: {bad[:3]}')
+    payload = dump_safetensors({k: np.ascontiguousarray(v) for k, v in weights.items()})
+    sha = hashlib.sha256(payload).hexdigest()
+    manifest: dict[str, Any] = {
+        'format_version': FORMAT_VERSION,
+        'kind': kind,
+        'version': int(version),
+        'sha256': sha,
+        'spec': spec.to_dict(),
+        'evaluations': spec.sampler.evaluations,
+        'lineage': _plain(lineage or {}),
+        'metrics': _plain(metrics or {}),
+    }
+    if golden is not None:
+        manifest['golden'] = {
+            'observation': _plain(golden.observation),
+            'noise': _plain(golden.noise),
+            'chunk': _plain(golden.chunk),
+        }
+    text = yaml.safe_dump(manifest, sort_keys=False, default_flow_style=None, width=110)
+    files = {WEIGHTS_FILE: payload, MANIFEST_FILE: text.encode()}
+    files.update({name: body.encode() for name, body in (extra_files or {}).items()})
+    try:
+        _write_folder(folder, files)
+    except OSError as error:
+        raise CheckpointError(f'cannot write {folder}: {error.strerror or error}') from error
+    return read_manifest(folder)
+
+
+def resolve(name_or_path: str, model_dirs: Iterable[Path]) -> Path:
+    """Turn the name of a shipped model, or a path inside the model folders, into a folder.
+
+    Raises CheckpointError for anything outside `model_dirs` (links are followed first), and for
+    names that do not exist, listing those that do.
+    """
+    roots = [Path(d).resolve() for d in model_dirs]
+    text = name_or_path.strip()
+    if not text:
+        raise CheckpointError('checkpoint is empty; give the name of a model or its folder')
+    candidates = [root / text for root in roots] + [Path(text).expanduser()]
+    outside = False
+    for candidate in candidates:
+        real = candidate.resolve()
+        if not real.is_dir():
+            continue
+        if any(real.is_relative_to(root) for root in roots):
+            return real
+        outside = True
+    if outside:
+        raise CheckpointError(
+            f'{text} is outside the model folders {[str(r) for r in roots]}; '
+            'move it there or add its folder to model_dirs'
+        )
+    names = sorted(
+        p.parent.name for root in roots if root.is_dir() for p in root.glob(f'*/{MANIFEST_FILE}')
+    )
+    raise CheckpointError(f'no checkpoint {text!r}; models at hand: {names or "none"}')
+
+
+def _read_golden(data: Any, spec: PolicySpec) -> Golden | None:
+    if data is None:
+        return None
+    golden = Golden(
+        *(np.asarray(data[k], dtype=np.float32) for k in ('observation', 'noise', 'chunk'))
+    )
+    shapes = (
+        (spec.observation_size,),
+        (spec.noise_size,),
+        (spec.horizon, len(spec.joints)),
+    )
+    for name, shape in zip(('observation', 'noise', 'chunk'), shapes, strict=True):
+        if getattr(golden, name).shape != shape:
+            raise CheckpointError(
+                f'golden {name} has shape {getattr(golden, name).shape}, expected {shape}'
+            )
+    return golden
+
+
+def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own, so that two writers cannot mix their files.
+    staging = folder.parent / f'.{folder.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}'
+    staging.mkdir()
+    try:
+        for name, payload in files.items():
+            with open(staging / name, 'wb') as handle:
+                handle.write(payload)
+                handle.flush()
+                os.fsync(handle.fileno())
+        if folder.exists():
+            # Directories cannot be swapped in one portable call: the old one steps aside first,
+            # and readers that look in between find no folder, never half of one.
+            retired = folder.parent / f'.{folder.name}.old-{uuid.uuid4().hex[:8]}'
+            os.rename(folder, retired)
+            os.rename(staging, folder)
+            shutil.rmtree(retired, ignore_errors=True)
+        else:
+            os.rename(staging, folder)
+        descriptor = os.open(folder.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def _plain(value: Any) -> Any:
+    """Turn numpy values into what YAML can hold; floats keep nine significant digits, enough for any float32."""
+    if isinstance(value, np.ndarray):
+        return [_plain(v) for v in value.tolist()]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float):
+        return float(f'{value:.9g}') if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
