@@ -61,7 +61,7 @@ class SamplerSpec:
 
     solver: str = 'midpoint'
     steps: int = 5
-    # Diffusion scale of the `sde` solver: 1 is the SDE whose marginals are those of the flow.
+    # Share of the ancestral noise that the `sde` solver injects: 0 is Euler, 1 the ancestral sampler.
     sde_scale: float = 1.0
 
     def __post_init__(self) -> None:
@@ -69,8 +69,8 @@ class SamplerSpec:
             raise SpecError(f'sampler: solver {self.solver!r} is not one of {list(SOLVERS)}')
         if not 1 <= self.steps <= 1000:
             raise SpecError(f'sampler: steps must be within 1..1000, got {self.steps}')
-        if self.sde_scale < 0:
-            raise SpecError(f'sampler: sde_scale must not be negative, got {self.sde_scale}')
+        if not 0 <= self.sde_scale <= 1:
+            raise SpecError(f'sampler: sde_scale must be within 0..1, got {self.sde_scale}')
 
     @property
     def evaluations(self) -> int:

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rollouts: decisions in order, whole episodes after one another. numpy; collected from an env."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable, Iterable
+
+import numpy as np
+
+from dipod_ros.sim.vector_env import ChunkVectorEnv
+
+# (observations [N, O], noise [N, Z]) -> chunks [N, H, A]
+Actor = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """M decisions, episode after episode.
+
+    next_observations are those that followed; they are ignored where `terminated`. `last` marks the
+    final decision of each episode. `version` [M] is the policy version that sampled the chunk.
+    """
+
+    observations: np.ndarray  # [M, O] float32, raw
+    noise: np.ndarray  # [M, Z] float32
+    chunks: np.ndarray  # [M, H, A] float32, as sampled, rad per control step
+    rewards: np.ndarray  # [M] float32
+    next_observations: np.ndarray  # [M, O] float32
+    terminated: np.ndarray  # [M] bool
+    last: np.ndarray  # [M] bool
+    version: np.ndarray  # [M] int64
+    success: np.ndarray  # [E] bool, per episode
+    returns: np.ndarray  # [E] float32, undiscounted
+    control_steps: int
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+    @property
+    def episodes(self) -> int:
+        """Number of episodes E."""
+        return len(self.success)
+
+    @staticmethod
+    def concatenate(parts: Iterable[Rollout]) -> Rollout:
+        """Join rollouts; episodes stay whole."""
+        parts = list(parts)
+        names = (
+            'observations', 'noise', 'chunks', 'rewards', 'next_observations',
+            'terminated', 'last', 'version', 'success', 'returns',
+        )  # fmt: skip
+        joined = {n: np.concatenate([getattr(p, n) for p in parts]) for n in names}
+        return Rollout(**joined, control_steps=sum(p.control_steps for p in parts))
+
+
+def collect_episodes(
+    env: ChunkVectorEnv,
+    actor: Actor,
+    noise_size: int,
+    rng: np.random.Generator,
+    *,
+    seed: int,
+    version: int = 0,
+    zero_noise: bool = False,
+) -> Rollout:
+    """Run one episode in each world of `env` (made with autoreset=False).
+
+    Running every world exactly once keeps the success rate unbiased: with automatic restarts short
+    (successful) episodes would be counted more often.
+    """
+    observation, _ = env.reset(seed=seed)
+    count = env.num_envs
+    alive = np.ones(count, dtype=bool)
+    success = np.zeros(count, dtype=bool)
+    steps: list[dict[str, np.ndarray]] = []
+    control_steps = 0
+    while alive.any():
+        noise = rng.standard_normal((count, noise_size)).astype(np.float32)
+        if zero_noise:
+            noise[:] = 0
+        chunk = np.zeros((count, *env.single_action_space.shape), dtype=np.float32)
+        chunk[alive] = actor(observation[alive], noise[alive])
+        following, reward, terminated, truncated, info = env.step(chunk)
+        steps.append(
+            {
+                'observations': observation.astype(np.float32),
+                'noise': noise,
+                'chunks': chunk,
+                'rewards': reward.astype(np.float32),
+                'next_observations': following.astype(np.float32),
+                'terminated': terminated.copy(),
+                'last': terminated | truncated,
+                'alive': alive.copy(),
+            }
+        )
+        control_steps += int(np.sum(info['control_steps'][alive]))
+        success |= alive & np.asarray(info['success'], dtype=bool)
+        alive &= ~(terminated | truncated)
+        observation = following
+    # [T, N, ...] -> episode after episode
+    took = np.stack([s['alive'] for s in steps]).T
+    fields = {
+        name: np.stack([s[name] for s in steps]).swapaxes(0, 1)[took]
+        for name in steps[0]
+        if name != 'alive'
+    }
+    totals = (np.stack([s['rewards'] for s in steps]).T * took).sum(1)
+    return Rollout(
+        **fields,
+        version=np.full(int(took.sum()), version, dtype=np.int64),
+        success=success,
+        returns=totals.astype(np.float32),
+        control_steps=control_steps,
+    )

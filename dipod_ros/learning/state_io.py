@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training state on disk as safetensors + JSON metadata: modules, optimisers, counters. No pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any, Mapping
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as dump
+
+from dipod_ros.errors import UserError
+
+
+def pack_optimizer(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return the tensors of an optimiser's state (Adam moments and step counts) by name."""
+    tensors = {}
+    for index, state in optimizer.state_dict()['state'].items():
+        for name, value in state.items():
+            tensors[f'{prefix}.{index}.{name}'] = torch.as_tensor(value).clone()
+    return tensors
+
+
+def unpack_optimizer(
+    prefix: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Put back what `pack_optimizer` took; hyper-parameters stay those of `optimizer`."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith(f'{prefix}.'):
+            _, index, name = key.rsplit('.', 2)
+            state.setdefault(int(index), {})[name] = value.clone()
+    saved = optimizer.state_dict()
+    saved['state'] = state
+    optimizer.load_state_dict(saved)
+
+
+def pack_module(prefix: str, module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return a module's tensors with a prefix."""
+    return {f'{prefix}.{k}': v.detach().clone() for k, v in module.state_dict().items()}
+
+
+def unpack_module(
+    prefix: str, module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Put back what `pack_module` took."""
+    cut = len(prefix) + 1
+    module.load_state_dict({k[cut:]: v for k, v in tensors.items() if k.startswith(f'{prefix}.')})
+
+
+def save_state(
+    path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], info: Mapping[str, Any]
+) -> None:
+    """Write tensors and JSON-serialisable `info` atomically (temporary file, flush, rename)."""
+    path = Path(path)
+    staging = path.parent / f'.{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}'
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        payload = dump(
+            {k: v.contiguous() for k, v in tensors.items()}, metadata={'info': json.dumps(info)}
+        )
+        with open(staging, 'wb') as handle:
+            handle.write(payload)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(staging, path)
+    except OSError as error:
+        staging.unlink(missing_ok=True)
+        raise UserError(f'cannot write {path}: {error.strerror or error}') from error
+
+
+def load_state(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read what `save_state` wrote; raises UserError when the file is missing or corrupt."""
+    try:
+        with safe_open(str(path), framework='pt') as handle:
+            info = json.loads((handle.metadata() or {}).get('info', '{}'))
+            return {k: handle.get_tensor(k) for k in handle.keys()}, info  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f'cannot read training state {path}: {error}') from error

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Velocity networks v(x, t; o). torch only.
+
+A network has two parts so that the exported graph can hold the time features of its K fixed times
+as constants: `time_features(t)` has no weights, `forward(x, features, observation)` has them all.
+Another architecture (DiT, U-Net, with image encoders) is another class in `build_network`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Mapping
+
+import torch
+from torch import nn
+
+from dipod_ros.errors import UserError
+
+TIME_FEATURES = 16
+
+
+def time_features(t: torch.Tensor) -> torch.Tensor:
+    """Return sinusoidal features [B, 16] of t [B] in [0, 1], from half a period to 16 periods."""
+    octaves = torch.arange(TIME_FEATURES // 2, dtype=t.dtype, device=t.device)
+    angle = t[:, None] * (math.pi * 2.0 ** (octaves * 5 / 7))
+    return torch.cat([torch.cos(angle), torch.sin(angle)], dim=-1)
+
+
+class ResidualMLP(nn.Module):
+    """Residual multi-layer perceptron on [x, time features, observation].
+
+    SiLU rather than Mish: every inference runtime has it.
+    """
+
+    def __init__(self, action_size: int, observation_size: int, width: int, depth: int) -> None:
+        """Take D, O, the hidden width and the number of hidden layers (at least 1)."""
+        super().__init__()
+        if width < 1 or depth < 1:
+            raise UserError(f'network: width and depth must be at least 1, got {width}, {depth}')
+        self.input = nn.Linear(action_size + TIME_FEATURES + observation_size, width)
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
+        self.output = nn.Linear(width, action_size)
+
+    def forward(
+        self, x: torch.Tensor, features: torch.Tensor, observation: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the velocity [B, D] at x [B, D]; all inputs normalised."""
+        h = nn.functional.silu(self.input(torch.cat([x, features, observation], dim=-1)))
+        for block in self.blocks:
+            h = h + nn.functional.silu(block(h))
+        return self.output(h)
+
+
+def build_network(
+    network: Mapping[str, Any], action_size: int, observation_size: int
+) -> nn.Module:
+    """Build the network a spec names, for example {kind: residual_mlp, width: 256, depth: 3}."""
+    if network['kind'] == 'residual_mlp':
+        return ResidualMLP(
+            action_size, observation_size, int(network['width']), int(network['depth'])
+        )
+    raise UserError(f'unknown network kind {network["kind"]!r}')
