@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A parameter table declares, checks and documents itself."""
+
+from dataclasses import dataclass
+
+import pytest
+
+pytest.importorskip('rclpy')
+
+from rclpy.node import Node  # noqa: E402
+from rclpy.parameter import Parameter  # noqa: E402
+
+from dipod_ros.errors import UserError  # noqa: E402
+from dipod_ros.ros import params  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Limits:
+    velocity: tuple[float, ...] = params.param((), 'largest speed', unit='rad/s')
+
+
+@dataclass(frozen=True)
+class Table:
+    rate_hz: float = params.param(50.0, 'how often', low=1.0, high=100.0)
+    mode: str = params.param('calm', 'how', choices=('calm', 'brisk'), read_only=False)
+    steps: int = params.param(2, 'how many', low=1)
+    verbose: bool = params.param(False, 'say more')
+    joints: tuple[str, ...] = params.param((), 'names')
+    limits: Limits = params.group(Limits)
+
+
+@pytest.fixture
+def make_node(ros):
+    nodes = []
+
+    def make(*arguments):
+        cli = ['--ros-args']
+        for argument in arguments:
+            cli += ['-p', argument]
+        nodes.append(Node('table', context=ros, cli_args=cli))
+        return nodes[-1]
+
+    yield make
+    for node in nodes:
+        node.destroy_node()
+
+
+def test_defaults_fill_the_table(make_node):
+    assert params.declare(make_node(), Table) == Table()
+
+
+def test_overrides_reach_nested_fields(make_node):
+    node = make_node('rate_hz:=40.0', 'joints:=[a, b]', 'limits.velocity:=[1.0, 2.5]')
+    table = params.declare(node, Table)
+    assert table.rate_hz == 40.0
+    assert table.joints == ('a', 'b')
+    assert table.limits.velocity == (1.0, 2.5)
+
+
+@pytest.mark.parametrize(
+    ('argument', 'message'),
+    [
+        ('rate_hz:=40', 'rate_hz must be a number written with a decimal point'),
+        ('rate_hz:=400.0', 'rate_hz must be within 1..100, got 400.0'),
+        ('mode:=angry', 'mode must be one of calm | brisk, got angry'),
+        ('steps:=0', 'steps must be within 1.., got 0'),
+        ('limits.velocity:=[1, 2]', 'limits.velocity must be a list of numbers'),
+        ('joints:=[1, 2]', 'joints must be a list of strings'),
+    ],
+)
+def test_a_bad_value_is_one_line_that_says_what_to_write(make_node, argument, message):
+    with pytest.raises(UserError) as caught:
+        params.declare(make_node(argument), Table)
+    assert message in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+def test_only_what_is_not_read_only_changes_while_running(make_node):
+    node = make_node()
+    params.declare(node, Table)
+    fixed, changed, refused = (
+        node.set_parameters([p])[0]
+        for p in (
+            Parameter('rate_hz', value=10.0),
+            Parameter('mode', value='brisk'),
+            Parameter('mode', value='angry'),
+        )
+    )
+    assert not fixed.successful
+    assert changed.successful and not refused.successful
+    assert 'calm' in refused.reason
+    assert node.get_parameter('mode').value == 'brisk'
+
+
+def test_descriptors_tell_ros2_param_describe_what_the_table_says(make_node):
+    node = make_node()
+    params.declare(node, Table)
+    descriptor = node.describe_parameter('rate_hz')
+    assert descriptor.description == 'how often'
+    assert descriptor.floating_point_range[0].to_value == 100.0
+    assert node.describe_parameter('limits.velocity').description == 'largest speed [rad/s]'
+
+
+def test_markdown_has_one_row_per_parameter():
+    rows = params.markdown(Table).splitlines()[2:]
+    names = [row.split('`')[1] for row in rows]
+    assert names == ['rate_hz', 'mode', 'steps', 'verbose', 'joints', 'limits.velocity']
+    assert 'calm \\| brisk' in rows[1]
+
+
+def test_a_field_without_description_is_a_mistake_of_the_programmer():
+    @dataclass(frozen=True)
+    class Bad:
+        x: int = 3
+
+    with pytest.raises(TypeError, match='Bad.x'):
+        list(params.entries(Bad))
