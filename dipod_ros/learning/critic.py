@@ -107,7 +107,9 @@ class CriticTrainer:
         o = policy.normalizer.observation(torch.from_numpy(rollout.observations))
         with torch.no_grad():
             residual = returns - self.critic(o)
-            explained = 1 - float(residual.var(unbiased=False) / (returns.var(unbiased=False) + 1e-8))
+            explained = 1 - float(
+                residual.var(unbiased=False) / (returns.var(unbiased=False) + 1e-8)
+            )
         count = len(returns)
         for _ in range(self.config.epochs):
             order = torch.randperm(count, generator=generator)

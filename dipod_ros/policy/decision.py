@@ -97,7 +97,14 @@ def decode(payload: bytes) -> Decision:
             values[name] = _PARSERS[kind](metadata[name])
     except DecisionError:
         raise
-    except (SafetensorError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        SafetensorError,
+        struct.error,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise DecisionError(f'not a decision: {type(error).__name__}: {error}') from error
     if values['chunk'].shape != values['executed'].shape:
         raise DecisionError('chunk and executed differ in shape')

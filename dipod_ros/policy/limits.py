@@ -14,8 +14,9 @@ velocity and acceleration of the continuous command exactly, at every instant an
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 

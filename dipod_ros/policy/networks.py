@@ -9,7 +9,8 @@ Another architecture (DiT, U-Net, with image encoders) is another class in `buil
 from __future__ import annotations
 
 import math
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,9 +52,7 @@ class ResidualMLP(nn.Module):
         return self.output(h)
 
 
-def build_network(
-    network: Mapping[str, Any], action_size: int, observation_size: int
-) -> nn.Module:
+def build_network(network: Mapping[str, Any], action_size: int, observation_size: int) -> nn.Module:
     """Build the network a spec names, for example {kind: residual_mlp, width: 256, depth: 3}."""
     if network['kind'] == 'residual_mlp':
         return ResidualMLP(

@@ -6,7 +6,7 @@ Noise is always an argument, so that a sample can be repeated, replayed, exporte
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The learner: rollouts in, better policy versions out, with a way back when one collapses.
+
+It owns policy, critic, optimisers and the memory of recent versions; the same object learns from a
+vectorised env and from the replay topic. torch, no ROS.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dipod_ros.errors import UserError
+from dipod_ros.learning.critic import CriticConfig, CriticTrainer
+from dipod_ros.learning.dipod import DipodConfig, dipod_update
+from dipod_ros.learning.health import HealthConfig, check_health, elbo_gap_nats
+from dipod_ros.learning.rollout import Rollout
+from dipod_ros.learning.seeding import torch_rng
+from dipod_ros.learning.state_io import (
+    load_state,
+    pack_module,
+    pack_optimizer,
+    save_state,
+    unpack_module,
+    unpack_optimizer,
+)
+from dipod_ros.policy.flow import FlowPolicy
+from dipod_ros.policy.path import cfm_loss, draw_path_samples
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """Everything about learning that is not the update itself."""
+
+    dipod: DipodConfig = field(default_factory=DipodConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
+    # The first updates fit the critic alone: an untrained baseline makes the first steps noise.
+    critic_warmup_updates: int = 1
+    # Versions whose decisions are still used; the prototype learned clearly slower at lag 8.
+    max_lag: int = 2
+    gap_every: int = 5  # updates between estimates of the ELBO gap (about 2 s each); 0 is never
+    seed: int = 0
+
+
+class Learner:
+    """Improves a flow policy from rollouts; see `update`."""
+
+    def __init__(self, policy: FlowPolicy, config: LearnerConfig) -> None:
+        """Start from `policy`, which is copied; `config.seed` decides everything random."""
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.policy = policy.clone().requires_grad_(True)
+        self.reference = policy.clone()
+        self.critic = CriticTrainer(policy.spec.observation_size, config.critic)
+        self.dipod = config.dipod
+        self.optimizer = self._new_optimizer()
+        self.version = 0
+        self.updates = 0
+        self.control_steps = 0
+        self.episodes = 0
+        self.alarms = 0
+        self._recent: OrderedDict[int, FlowPolicy] = OrderedDict()
+        self._remember()
+
+    def behaviour(self, version: int) -> FlowPolicy | None:
+        """Return the frozen policy of a recent version, or None when it is too old to learn from."""
+        return self._recent.get(version)
+
+    def update(self, rollout: Rollout) -> dict[str, float]:
+        """Learn from one rollout and return what happened, as plain numbers.
+
+        Decisions must come from recent versions (see `behaviour`). Afterwards `policy` is the next
+        version; when it has collapsed, the version before it is put back instead, and learning
+        goes on with half the learning rate and half the epochs.
+        """
+        unknown = sorted({int(v) for v in np.unique(rollout.version)} - self._recent.keys())
+        if unknown:
+            raise UserError(f'rollout holds decisions of forgotten policy versions {unknown}')
+        config, update = self.config, self.updates
+        metrics: dict[str, float] = {
+            'success_rate': float(rollout.success.mean()),
+            'return_mean': float(rollout.returns.mean()),
+            'episodes': rollout.episodes,
+            'decisions': len(rollout),
+            'lag_mean': float(self.version - rollout.version.mean()),
+        }
+        advantages, returns = self.critic.advantages(self.policy, rollout)
+        metrics['explained_variance'] = self.critic.fit(
+            self.policy, rollout, returns, torch_rng(config.seed, 'critic', update)
+        )
+        normalizer = self.policy.normalizer
+        observations = normalizer.observation(torch.from_numpy(rollout.observations))
+        before = self._snapshot()
+        if update >= config.critic_warmup_updates:
+            actions = normalizer.action(torch.from_numpy(rollout.chunks).flatten(1))
+            samples = draw_path_samples(
+                len(rollout),
+                self.dipod.samples_per_action,
+                actions.shape[-1],
+                torch_rng(config.seed, 'path', update),
+            )
+            ell_old = self._behaviour_losses(rollout, actions, observations, samples)
+            metrics |= dipod_update(
+                self.policy,
+                self.optimizer,
+                observations,
+                actions,
+                advantages,
+                samples,
+                ell_old,
+                self.dipod,
+                torch_rng(config.seed, 'minibatch', update),
+            )
+        rng = torch_rng(config.seed, 'health', update)
+        metrics |= check_health(self.policy, self.reference, observations, config.health, rng)
+        if metrics['collapsed']:
+            self._restore(before)
+            self.alarms += 1
+            self.dipod = replace(
+                self.dipod,
+                learning_rate=self.dipod.learning_rate / 2,
+                epochs=max(1, self.dipod.epochs // 2),
+            )
+            for group in self.optimizer.param_groups:
+                group['lr'] = self.dipod.learning_rate
+        elif update >= config.critic_warmup_updates:
+            self.version += 1
+        if config.gap_every and update % config.gap_every == 0:
+            rng = torch_rng(config.seed, 'gap', update)
+            metrics['elbo_gap_nats'] = elbo_gap_nats(self.policy, observations, rng)
+        self.updates += 1
+        self.control_steps += rollout.control_steps
+        self.episodes += rollout.episodes
+        self._remember()
+        return metrics | {
+            'version': self.version,
+            'updates': self.updates,
+            'control_steps': self.control_steps,
+            'alarms': self.alarms,
+        }
+
+    def mismatch(self, rollout: Rollout, limit: int = 64) -> float:
+        """Return the largest |chunk executed - chunk this learner computes| (rad) for same noise.
+
+        It is the distance between the policy that acted and the one that learning assumes.
+        """
+        worst = 0.0
+        for version in np.unique(rollout.version):
+            policy = self._recent.get(int(version))
+            rows = np.flatnonzero(rollout.version == version)[:limit]
+            if policy is not None and len(rows):
+                own = policy.act(rollout.observations[rows], rollout.noise[rows])
+                worst = max(worst, float(np.abs(own - rollout.chunks[rows]).max()))
+        return worst
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything needed to go on, atomically."""
+        tensors = self._snapshot() | pack_module('reference', self.reference)
+        for version, policy in self._recent.items():
+            tensors |= pack_module(f'recent.{version}', policy)
+        info = {
+            'version': self.version,
+            'updates': self.updates,
+            'control_steps': self.control_steps,
+            'episodes': self.episodes,
+            'alarms': self.alarms,
+            'recent': list(self._recent),
+            'dipod': asdict(self.dipod),
+            'seed': self.config.seed,
+        }
+        save_state(path, tensors, info)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Go on from where `save` was called; raises UserError when the file does not fit."""
+        tensors, info = load_state(path)
+        try:
+            self._restore(tensors)
+            unpack_module('reference', self.reference, tensors)
+            self._recent.clear()
+            for version in info['recent']:
+                policy = self.policy.clone()
+                unpack_module(f'recent.{version}', policy, tensors)
+                self._recent[int(version)] = policy
+            for name in ('version', 'updates', 'control_steps', 'episodes', 'alarms'):
+                setattr(self, name, int(info[name]))
+            if self.alarms:
+                # The gentler settings after an alarm belong to the run, not to its configuration.
+                saved = info['dipod']
+                self.dipod = replace(
+                    self.dipod, learning_rate=saved['learning_rate'], epochs=saved['epochs']
+                )
+                for group in self.optimizer.param_groups:
+                    group['lr'] = self.dipod.learning_rate
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = str(error).split('\n')[0]
+            raise UserError(f'{Path(path)} does not fit this policy: {reason}') from error
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.policy.net.parameters(), lr=self.dipod.learning_rate)
+
+    def _behaviour_losses(self, rollout, actions, observations, samples) -> torch.Tensor:
+        """Losses under the version that acted, [M, S]: the denominator of the ratio."""
+        losses = torch.empty_like(samples.t)
+        with torch.no_grad():
+            for version in np.unique(rollout.version):
+                rows = torch.from_numpy(np.flatnonzero(rollout.version == version))
+                policy = self._recent[int(version)]
+                losses[rows] = cfm_loss(policy, actions[rows], observations[rows], samples[rows])
+        return losses
+
+    def _snapshot(self) -> dict[str, torch.Tensor]:
+        return (
+            pack_module('policy', self.policy)
+            | pack_module('critic', self.critic.critic)
+            | pack_optimizer('policy_adam', self.optimizer)
+            | pack_optimizer('critic_adam', self.critic.optimizer)
+        )
+
+    def _restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        unpack_module('policy', self.policy, tensors)
+        unpack_module('critic', self.critic.critic, tensors)
+        unpack_optimizer('policy_adam', self.optimizer, tensors)
+        unpack_optimizer('critic_adam', self.critic.optimizer, tensors)
+
+    def _remember(self) -> None:
+        self._recent[self.version] = self.policy.clone()
+        while len(self._recent) > self.config.max_lag + 1:
+            self._recent.popitem(last=False)

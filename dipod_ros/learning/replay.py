@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turns the stream of decisions into rollouts of whole, trustworthy episodes. numpy, no ROS.
+
+The stream is a network's: records repeat, get lost, come from policies long gone, from several
+robots, and from chunks that were never executed as sampled. All of that is counted, none is learned
+from.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dipod_ros.learning.rollout import Rollout
+from dipod_ros.policy.decision import Decision
+from dipod_ros.policy.spec import PolicySpec
+
+# Robots remembered at a time; the one silent for longest is forgotten first.
+MAX_ACTORS = 64
+
+
+@dataclass
+class _Actor:
+    last_seq: int = -1
+    episode: int | None = None
+    decisions: list[Decision] = field(default_factory=list)
+    spoiled: bool = False
+
+
+class ReplayAssembler:
+    """Collects decisions by actor and hands out finished episodes.
+
+    Counters (see `counts`): received, duplicates, lost (gaps in seq), invalid (wrong shapes),
+    interrupted (episodes with a chunk not executed as sampled), incomplete (episodes with a gap or
+    without an end), stale (decisions of policies too old or unknown), overflow (episodes dropped
+    because nobody took them in time).
+    """
+
+    def __init__(self, spec: PolicySpec, max_waiting_decisions: int = 20_000) -> None:
+        """Take the spec that every decision must fit, and the bound on memory."""
+        self.spec = spec
+        self.counts: Counter[str] = Counter()
+        self._actors: OrderedDict[str, _Actor] = OrderedDict()
+        self._ready: deque[list[Decision]] = deque()
+        self._waiting = 0
+        self._max_waiting = max_waiting_decisions
+
+    @property
+    def ready_episodes(self) -> int:
+        """Finished episodes that wait to be taken."""
+        return len(self._ready)
+
+    def add(self, decision: Decision) -> None:
+        """Take one decision as it arrived."""
+        self.counts['received'] += 1
+        if not self._fits(decision):
+            self.counts['invalid'] += 1
+            return
+        actor = self._actors.setdefault(decision.actor, _Actor())
+        self._actors.move_to_end(decision.actor)
+        if len(self._actors) > MAX_ACTORS:
+            self._actors.popitem(last=False)
+        if decision.seq <= actor.last_seq:
+            self.counts['duplicates'] += 1
+            return
+        gap = decision.seq - actor.last_seq - 1
+        # A trainer that joins late starts in the middle: what came before is not lost.
+        if gap and actor.last_seq >= 0:
+            self.counts['lost'] += gap
+            actor.spoiled = True
+        actor.last_seq = decision.seq
+        if decision.episode != actor.episode:
+            if actor.decisions:
+                self.counts['incomplete'] += 1
+            actor.episode, actor.decisions, actor.spoiled = decision.episode, [], False
+        if decision.step != len(actor.decisions):
+            actor.spoiled = True
+        actor.decisions.append(decision)
+        if decision.terminated or decision.truncated:
+            self._finish(actor)
+
+    def take(self, episodes: int, version_of: Callable[[str], int | None]) -> Rollout | None:
+        """Return a rollout of `episodes` episodes, oldest first, or None while there are too few.
+
+        `version_of` maps a policy's sha256 to its version, or to None when it is too old to learn
+        from; leading stale decisions of an episode are cut off, as are episodes that are all stale.
+        """
+        self._drop_stale(version_of)
+        if len(self._ready) < episodes:
+            return None
+        parts = []
+        for _ in range(episodes):
+            decisions = self._ready.popleft()
+            self._waiting -= len(decisions)
+            parts.append(_episode(decisions, version_of, self.spec))
+        return Rollout.concatenate(parts)
+
+    def _drop_stale(self, version_of: Callable[[str], int | None]) -> None:
+        kept: deque[list[Decision]] = deque()
+        for decisions in self._ready:
+            fresh = len(decisions)
+            while fresh and version_of(decisions[-fresh].policy_sha) is None:
+                fresh -= 1
+            usable = decisions[len(decisions) - fresh :]
+            # A swap back to an old policy in mid-episode leaves a hole that GAE cannot bridge.
+            if any(version_of(d.policy_sha) is None for d in usable):
+                usable = []
+            if len(usable) == 1 and usable[0].truncated:
+                usable = []
+            self.counts['stale'] += len(decisions) - len(usable)
+            self._waiting -= len(decisions) - len(usable)
+            if usable:
+                kept.append(usable)
+        self._ready = kept
+
+    def _finish(self, actor: _Actor) -> None:
+        decisions, actor.decisions = actor.decisions, []
+        if actor.spoiled:
+            self.counts['incomplete'] += 1
+        elif any(d.interrupted for d in decisions):
+            self.counts['interrupted'] += 1
+        elif len(decisions) == 1 and decisions[0].truncated:
+            self.counts['incomplete'] += 1
+        else:
+            self.counts['episodes'] += 1
+            self._ready.append(decisions)
+            self._waiting += len(decisions)
+            while self._waiting > self._max_waiting:
+                self._waiting -= len(self._ready.popleft())
+                self.counts['overflow'] += 1
+
+    def _fits(self, decision: Decision) -> bool:
+        shape = (self.spec.horizon, len(self.spec.joints))
+        return (
+            decision.observation.shape == (self.spec.observation_size,)
+            and decision.chunk.shape == shape
+            and np.isfinite(decision.reward)
+        )
+
+
+def _episode(
+    decisions: list[Decision], version_of: Callable[[str], int | None], spec: PolicySpec
+) -> Rollout:
+    """Build the rollout of one episode.
+
+    A truncated episode (cut off from outside) gives up its last decision: that observation is the
+    state whose value stands for the future.
+    """
+    success, total = decisions[-1].success, sum(d.reward for d in decisions)
+    observations = np.stack([d.observation for d in decisions])
+    following = np.concatenate([observations[1:], observations[-1:]])
+    used = decisions[:-1] if decisions[-1].truncated else decisions
+    count = len(used)
+    terminated = np.zeros(count, dtype=bool)
+    terminated[-1] = not decisions[-1].truncated
+    last = np.zeros(count, dtype=bool)
+    last[-1] = True
+    return Rollout(
+        observations=observations[:count],
+        noise=np.stack([d.noise for d in used]),
+        chunks=np.stack([d.chunk for d in used]),
+        rewards=np.array([d.reward for d in used], dtype=np.float32),
+        next_observations=following[:count],
+        terminated=terminated,
+        last=last,
+        version=np.array([version_of(d.policy_sha) for d in used], dtype=np.int64),
+        success=np.array([success]),
+        returns=np.array([total], dtype=np.float32),
+        control_steps=count * spec.horizon,
+    )
