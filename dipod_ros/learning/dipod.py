@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DiPOD: FPO++ policy gradients with an on-policy ELBO regulariser. torch only; reads top to bottom.
+"""DiPOD: FPO++ policy gradients with an on-policy ELBO regulariser. torch only; one file.
 
 The policy gradient of a flow policy is taken through its evidence bound, because the likelihood of
 an action is not at hand. Two things then drift: the bound leaves the likelihood (a bad action can
@@ -7,7 +7,7 @@ be made "less likely" by spoiling the bound), and with it the gradient of the bo
 policy gradient. DiPOD (arXiv 2606.13795) adds to every update the bound of the policy's own
 actions, which is self-distillation: it moves no probability, it keeps the bound tight.
 
-    L = L_PG + beta * mean ell          (Algorithm 2 and Eq. 7 of arXiv 2606.13795, with -ell ~ ELBO)
+    L = L_PG + beta * mean ell       (Algorithm 2 and Eq. 7 of arXiv 2606.13795, -ell ~ ELBO)
 
     L_PG  FPO++ (arXiv 2602.02481): per-sample ratio rho = exp(ell_old - ell) on the same (t, eps),
           inside a PPO clip, or ASPO: PPO clip for A >= 0 and SPO for A < 0.

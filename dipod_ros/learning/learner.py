@@ -69,7 +69,7 @@ class Learner:
         self._remember()
 
     def behaviour(self, version: int) -> FlowPolicy | None:
-        """Return the frozen policy of a recent version, or None when it is too old to learn from."""
+        """Return the frozen policy of a version, or None when it is too old to learn from."""
         return self._recent.get(version)
 
     def update(self, rollout: Rollout) -> dict[str, float]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training state on disk as safetensors + JSON metadata: modules, optimisers, counters. No pickle."""
+"""Training state on disk: modules, optimisers and counters as safetensors + JSON. No pickle."""
 
 from __future__ import annotations
 

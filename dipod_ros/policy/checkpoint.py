@@ -287,7 +287,7 @@ def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Turn numpy values into what YAML can hold; floats keep nine significant digits, enough for any float32."""
+    """Turn numpy values into YAML ones; nine significant digits hold any float32."""
     if isinstance(value, np.ndarray):
         return [_plain(v) for v in value.tolist()]
     if isinstance(value, np.generic):

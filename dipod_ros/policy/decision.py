@@ -83,7 +83,7 @@ def decode(payload: bytes) -> Decision:
     try:
         (header_size,) = struct.unpack_from('<Q', payload)
         header = json.loads(payload[8 : 8 + header_size])
-        metadata = header.get('__metadata__', {})
+        metadata = header['__metadata__']
         if metadata.get('schema') != SCHEMA:
             raise DecisionError(f'schema {metadata.get("schema")!r}, expected {SCHEMA!r}')
         tensors = parse_safetensors(bytes(payload))

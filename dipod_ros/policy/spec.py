@@ -62,7 +62,7 @@ class SamplerSpec:
 
     solver: str = 'midpoint'
     steps: int = 5
-    # Share of the ancestral noise that the `sde` solver injects: 0 is Euler, 1 the ancestral sampler.
+    # Share of the ancestral noise that the `sde` solver injects: 0 is Euler, 1 is ancestral.
     sde_scale: float = 1.0
 
     def __post_init__(self) -> None:
