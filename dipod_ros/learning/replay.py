@@ -82,17 +82,19 @@ class ReplayAssembler:
         if decision.terminated or decision.truncated:
             self._finish(actor)
 
-    def take(self, episodes: int, version_of: Callable[[str], int | None]) -> Rollout | None:
-        """Return a rollout of `episodes` episodes, oldest first, or None while there are too few.
+    def take(
+        self, least: int, most: int, version_of: Callable[[str], int | None]
+    ) -> Rollout | None:
+        """Return all finished episodes, at most `most`, or None while there are fewer than `least`.
 
         `version_of` maps a policy's sha256 to its version, or to None when it is too old to learn
         from; leading stale decisions of an episode are cut off, as are episodes that are all stale.
         """
         self._drop_stale(version_of)
-        if len(self._ready) < episodes:
+        if len(self._ready) < least:
             return None
         parts = []
-        for _ in range(episodes):
+        for _ in range(min(most, len(self._ready))):
             decisions = self._ready.popleft()
             self._waiting -= len(decisions)
             parts.append(_episode(decisions, version_of, self.spec))

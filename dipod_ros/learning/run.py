@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training run on disk: a folder that survives kill -9 and can be resumed. torch, no ROS.
+
+run_dir/checkpoints/v000012/   every version, written whole or not at all
+run_dir/students/v000012/      few-step students distilled from them
+run_dir/learner.safetensors    everything needed to go on, replaced after each update
+run_dir/metrics.jsonl          one line per update
+run_dir/tensorboard/           the same, for TensorBoard
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dipod_ros.errors import UserError
+from dipod_ros.learning.distill import DistillConfig, distill
+from dipod_ros.learning.learner import Learner, LearnerConfig
+from dipod_ros.learning.rollout import Rollout
+from dipod_ros.policy import checkpoint as ckpt
+from dipod_ros.policy.flow import FlowPolicy
+
+# Observations kept to distil a student on: about 30 updates of 64 episodes.
+STUDENT_OBSERVATIONS = 16_000
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a run keeps."""
+
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    keep_checkpoints: int = 20  # the newest ones; 0 keeps all
+    tensorboard: bool = True
+
+
+class TrainingRun:
+    """A learner with its folder. Not safe for two processes at once: one run, one trainer."""
+
+    def __init__(self, run_dir: Path, initial: Path, config: RunConfig) -> None:
+        """Open `run_dir`, going on where an earlier run from the same checkpoint stopped.
+
+        Raises UserError when the folder holds a run from another checkpoint or is not writable.
+        """
+        self.run_dir, self.config = Path(run_dir), config
+        checkpoint = ckpt.load(initial)
+        if checkpoint.manifest.kind != 'flow':
+            raise UserError(
+                f'{initial} is a {checkpoint.manifest.kind}: online learning starts from a flow '
+                '(a student is no longer a bound of its likelihood); give its teacher'
+            )
+        self.initial = checkpoint.manifest
+        self.learner = Learner(FlowPolicy.from_checkpoint(checkpoint), config.learner)
+        self._observations: deque[np.ndarray] = deque(maxlen=STUDENT_OBSERVATIONS)
+        self._versions = {self.initial.sha256: 0}
+        self.latest = self.initial
+        self.resumed = self._state_file.is_file()
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            self._resume() if self.resumed else self._begin()
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f'cannot write run_dir {self.run_dir}: {reason}') from error
+        self._board = self._open_board() if config.tensorboard else None
+
+    @property
+    def _state_file(self) -> Path:
+        return self.run_dir / 'learner.safetensors'
+
+    def version_of(self, sha256: str) -> int | None:
+        """Return the version of a policy, or None when it is too old or unknown to learn from."""
+        version = self._versions.get(sha256)
+        if version is None or self.learner.behaviour(version) is None:
+            return None
+        return version
+
+    def update(self, rollout: Rollout) -> tuple[dict[str, float], ckpt.Manifest | None]:
+        """Learn from one rollout, make it durable, and return (metrics, new checkpoint or None).
+
+        There is no new checkpoint while only the critic warms up, and after a collapse: then the
+        version that acted stays the newest good one.
+        """
+        before = self.learner.version
+        mismatch = self.learner.mismatch(rollout)
+        metrics = self.learner.update(rollout)
+        metrics['policy_mismatch_rad'] = mismatch
+        self._observations.extend(rollout.observations)
+        manifest = None
+        if self.learner.version > before:
+            manifest = self._write_checkpoint(metrics)
+        self.learner.save(self._state_file)
+        self._record(metrics)
+        return metrics, manifest
+
+    def make_student(
+        self,
+        progress: Callable[[int, float], None] | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> ckpt.Manifest | None:
+        """Distil the newest version into a few-step student; None when `stop` ended it early."""
+        student = distill(
+            self.learner.policy,
+            np.stack(self._observations) if self._observations else np.empty((0, 0)),
+            replace(self.config.distill, seed=self.config.learner.seed),
+            progress=progress,
+            stop=stop,
+        )
+        if stop():
+            return None
+        version = self.learner.version
+        return student.save(
+            self.run_dir / 'students' / f'v{version:06d}',
+            kind='student',
+            version=version,
+            lineage={'teacher': self.latest.sha256, 'initial': self.initial.sha256},
+            overwrite=True,
+        )
+
+    @property
+    def has_observations(self) -> bool:
+        """Whether a student can be distilled: there is something to imitate the teacher on."""
+        return bool(self._observations)
+
+    def close(self) -> None:
+        """Flush the logs."""
+        if self._board is not None:
+            self._board.close()
+
+    def _begin(self) -> None:
+        (self.run_dir / 'run.json').write_text(
+            json.dumps({'initial_sha256': self.initial.sha256, 'initial': str(self.initial.path)})
+        )
+
+    def _resume(self) -> None:
+        try:
+            begun = json.loads((self.run_dir / 'run.json').read_text())
+            same = begun['initial_sha256'] == self.initial.sha256
+        except (OSError, ValueError, KeyError):
+            same = False
+        if not same:
+            raise UserError(
+                f'{self.run_dir} holds a run that began with another checkpoint than '
+                f'{self.initial.path}; give a new run_dir, or the checkpoint it began with'
+            )
+        self.learner.load(self._state_file)
+        for folder in sorted((self.run_dir / 'checkpoints').glob('v*')):
+            manifest = ckpt.read_manifest(folder)
+            # A checkpoint newer than the state is of an update whose state was never written: it
+            # will be made again.
+            if manifest.version <= self.learner.version:
+                self._versions[manifest.sha256] = manifest.version
+                self.latest = manifest
+
+    def _write_checkpoint(self, metrics: dict[str, float]) -> ckpt.Manifest:
+        version = self.learner.version
+        keep = ('success_rate', 'episodes', 'control_steps', 'action_std_ratio', 'cfm_ratio')
+        self.latest = self.learner.policy.save(
+            self.run_dir / 'checkpoints' / f'v{version:06d}',
+            version=version,
+            lineage={
+                'parent': self.latest.sha256,
+                'initial': self.initial.sha256,
+                'method': 'dipod',
+                'beta': self.learner.dipod.beta,
+                'seed': self.config.learner.seed,
+            },
+            metrics={k: metrics[k] for k in keep if k in metrics},
+            overwrite=True,
+        )
+        self._versions[self.latest.sha256] = version
+        if self.config.keep_checkpoints:
+            for folder in sorted((self.run_dir / 'checkpoints').glob('v*'))[
+                : -self.config.keep_checkpoints
+            ]:
+                shutil.rmtree(folder, ignore_errors=True)
+        return self.latest
+
+    def _record(self, metrics: dict[str, float]) -> None:
+        with open(self.run_dir / 'metrics.jsonl', 'a', encoding='utf-8') as handle:
+            handle.write(json.dumps(metrics) + '\n')
+        if self._board is not None:
+            for name, value in metrics.items():
+                self._board.add_scalar(f'dipod/{name}', value, self.learner.updates)
+            self._board.flush()
+
+    def _open_board(self) -> Any:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:  # an optional dependency: metrics.jsonl has the same numbers
+            return None
+        return SummaryWriter(str(self.run_dir / 'tensorboard'))
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, float]]:
+    """Return the metrics of a run, one dict per update; a line cut short by a kill is left out."""
+    file = Path(run_dir) / 'metrics.jsonl'
+    if not file.is_file():
+        raise UserError(f'{run_dir} holds no metrics.jsonl; is it the folder of a run?')
+    rows = []
+    for line in file.read_text(encoding='utf-8').splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows

@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trainer node: decisions from `replay` in, announced checkpoints out.
+
+Thin wiring: the callback stores payloads, one worker thread assembles, learns, writes and
+announces. The learning itself is dipod_ros.learning; a node of its own process, because an update
+must never hold up a command.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+import traceback
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+from rclpy.node import Node
+from std_msgs.msg import Float64MultiArray, MultiArrayDimension, String, UInt8MultiArray
+from std_srvs.srv import Trigger
+
+from dipod_ros.errors import UserError
+from dipod_ros.policy import checkpoint as ckpt
+from dipod_ros.policy.decision import Decision, DecisionError, decode
+from dipod_ros.resources import share_dir
+from dipod_ros.ros import qos
+from dipod_ros.ros.diagnostics import Diagnostics, Level, Report
+from dipod_ros.ros.messages import doubles, read_payload
+from dipod_ros.ros.params import declare, param
+from dipod_ros.ros.runtime import EXIT_BUG, EXIT_USER_ERROR, request_exit, run_node
+
+# Payloads waiting for the worker; an update of 3 s at 500 decisions/s leaves 1500 behind.
+MAX_WAITING_PAYLOADS = 50_000
+STUDENT_MODES = ('off', 'final', 'every_n')
+# A clamp smaller than this (rad) is round-off of float32, not an intervention.
+CLAMP_RAD = 1e-6
+
+
+@dataclass(frozen=True)
+class TrainerParams:
+    """Parameters of the trainer node."""
+
+    checkpoint: str = param('', 'flow policy to start from: a shipped name or a folder')
+    model_dirs: tuple[str, ...] = param((), 'further folders that checkpoints may come from')
+    run_dir: str = param('runs/online', 'folder of this run; an earlier run in it is resumed')
+    episodes_per_update: int = param(64, 'finished episodes that start an update', low=1)
+    max_updates: int = param(0, 'updates after which learning is finished; 0 is no end', low=0)
+    beta: float = param(0.03, 'on-policy ELBO regulariser, x std of the advantage', low=0.0)
+    epochs: int = param(40, 'passes over the episodes of an update', low=1)
+    minibatches: int = param(4, 'gradient steps per pass', low=1)
+    samples_per_action: int = param(8, 'Monte-Carlo (t, eps) per action', low=1)
+    clip: float = param(0.2, 'trust region of the ratio', low=0.0)
+    trust_region: str = param('ppo', 'ppo, or aspo for A < 0', choices=('ppo', 'aspo'))
+    learning_rate: float = param(3e-4, 'of the policy (Adam)', low=0.0)
+    critic_warmup_updates: int = param(1, 'first updates that fit the critic alone', low=0)
+    max_lag: int = param(2, 'policy versions after which a decision is stale', low=0)
+    gap_every: int = param(5, 'updates between ELBO gap estimates; 0 is never', low=0)
+    student: str = param('final', 'when a few-step student is distilled', choices=STUDENT_MODES)
+    student_every: int = param(10, 'updates between students, with every_n', low=1)
+    student_steps: int = param(1, 'sampler steps of the student', low=1, high=4)
+    student_train_steps: int = param(1200, 'gradient steps of a distillation', low=1)
+    seed: int = param(0, 'decides everything random here', low=0)
+    threads: int = param(1, 'threads of torch', low=1)
+    nice: int = param(5, 'scheduling niceness: the server goes first', low=0, high=19)
+    tensorboard: bool = param(True, 'write TensorBoard logs into run_dir')
+
+
+class Trainer(Node):
+    """Learns from the replay topic and announces what it learned."""
+
+    def __init__(self) -> None:
+        """Open the run, announce where it stands, and start to learn."""
+        super().__init__('trainer')
+        self.params = declare(self, TrainerParams)
+        # torch takes a second to import: not before the parameters are known to be right.
+        from dipod_ros.learning.replay import ReplayAssembler
+
+        self._run = self._open_run()
+        self._assembler = ReplayAssembler(self._run.initial.spec)
+        self._payloads: deque[bytes] = deque(maxlen=MAX_WAITING_PAYLOADS)
+        self._wake = threading.Condition()
+        self._stop = threading.Event()
+        self._finish = threading.Event()
+        self._state, self._error = 'waiting', ''
+        self._metrics: dict[str, float] = {}
+        self._student: ckpt.Manifest | None = None
+        self._update_s = 0.0
+        self._decisions = self._clamped = self._undecodable = 0
+        self._checkpoint_pub = self.create_publisher(String, '~/checkpoint', qos.LATCHED)
+        self._student_pub = self.create_publisher(String, '~/student', qos.LATCHED)
+        self._status_pub = self.create_publisher(String, '~/status', qos.LATCHED)
+        self._metrics_pub = self.create_publisher(Float64MultiArray, '~/metrics', qos.STATE)
+        self.create_subscription(UInt8MultiArray, 'replay', self._on_replay, qos.REPLAY)
+        self.create_service(Trigger, '~/finish', self._on_finish)
+        self._diagnostics = Diagnostics(self, hardware_id=self._run.initial.spec.robot)
+        self._diagnostics.add('learning', self._report)
+        if self._run.learner.version > 0:
+            self._announce(self._checkpoint_pub, self._run.latest)
+        self._publish_status()
+        self._worker = threading.Thread(target=self._work, name='learning', daemon=True)
+        self._worker.start()
+
+    def close(self) -> None:
+        """Let the worker end its present step, then flush the logs."""
+        self._stop.set()
+        with self._wake:
+            self._wake.notify()
+        self._worker.join(timeout=30.0)
+        self._run.close()
+
+    # The executor's thread: store and return.
+
+    def _on_replay(self, msg: UInt8MultiArray) -> None:
+        self._payloads.append(read_payload(msg))
+        with self._wake:
+            self._wake.notify()
+
+    def _on_finish(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        response.success = self._state not in ('finished', 'error')
+        self._finish.set()
+        with self._wake:
+            self._wake.notify()
+        what = 'no student' if self.params.student == 'off' else 'a student follows'
+        response.message = f'learning ends after the present update; {what}; see ~/status'
+        if not response.success:
+            response.message = f'nothing to finish: the trainer is {self._state}'
+        return response
+
+    # The worker's thread.
+
+    def _work(self) -> None:
+        try:
+            self._learn_until_finished()
+        except UserError as error:
+            self._fail(str(error))
+            request_exit(EXIT_USER_ERROR, str(error))
+        except Exception as error:
+            traceback.print_exc()
+            self._fail(f'{type(error).__name__}: {error}')
+            request_exit(EXIT_BUG, f'learning failed: {type(error).__name__}: {error}')
+
+    def _learn_until_finished(self) -> None:
+        least = self.params.episodes_per_update
+        while not self._stop.is_set():
+            self._drain()
+            if self._finish.is_set():
+                self._finish_run()
+                return
+            rollout = self._assembler.take(least, 4 * least, self._run.version_of)
+            if rollout is None:
+                self._set_state('waiting')
+                with self._wake:
+                    self._wake.wait(timeout=0.05)
+                continue
+            self._set_state('learning')
+            self._learn(rollout)
+
+    def _drain(self) -> None:
+        while self._payloads:
+            try:
+                decision = decode(self._payloads.popleft())
+            except DecisionError as error:
+                self._undecodable += 1
+                self.get_logger().warning(
+                    f'replay: {error}; is another program publishing there?',
+                    throttle_duration_sec=10.0,
+                )
+                continue
+            self._count(decision)
+            self._assembler.add(decision)
+
+    def _count(self, decision: Decision) -> None:
+        self._decisions += 1
+        self._clamped += decision.clamp_rad > CLAMP_RAD
+
+    def _learn(self, rollout) -> None:
+        start = time.monotonic()
+        metrics, manifest = self._run.update(rollout)
+        self._update_s = time.monotonic() - start
+        counts = self._assembler.counts
+        metrics |= {
+            'update_s': self._update_s,
+            'clamped_fraction': self._clamped / max(1, self._decisions),
+            'waiting_episodes': self._assembler.ready_episodes,
+        }
+        names = ('duplicates', 'lost', 'invalid', 'interrupted', 'incomplete', 'stale', 'overflow')
+        metrics |= {f'replay_{name}': counts[name] for name in names}
+        self._metrics = metrics
+        self._publish_metrics(metrics)
+        if manifest is not None:
+            self._announce(self._checkpoint_pub, manifest)
+        if metrics['collapsed']:
+            self.get_logger().error(
+                f'update {metrics["updates"]:.0f} collapsed the policy (CFM loss of own actions '
+                f'x{metrics["cfm_ratio"]:.2f}, action std x{metrics["action_std_ratio"]:.2f}): '
+                f'back to version {metrics["version"]:.0f}, gentler from here'
+            )
+        self.get_logger().info(
+            f'update {metrics["updates"]:.0f}: version {metrics["version"]:.0f}, '
+            f'success {metrics["success_rate"]:.2f} of {metrics["episodes"]:.0f} episodes, '
+            f'{self._update_s:.1f} s'
+        )
+        updates = self._run.learner.updates
+        if self.params.student == 'every_n' and updates % self.params.student_every == 0:
+            self._distil()
+        if self.params.max_updates and updates >= self.params.max_updates:
+            self._finish.set()
+        self._publish_status()
+
+    def _distil(self) -> None:
+        self._set_state('distilling')
+        student = self._run.make_student(stop=self._stop.is_set)
+        if student is not None:
+            self._student = student
+            self._announce(self._student_pub, student)
+
+    def _finish_run(self) -> None:
+        if self.params.student != 'off':
+            if self._run.has_observations:
+                self._distil()
+            if self._student is not None:
+                # From here on the robot acts with the student; what it records is not learned from.
+                self._announce(self._checkpoint_pub, self._student)
+        self._set_state('finished')
+
+    # Publishing; rclpy publishers may be used from any thread.
+
+    def _announce(self, publisher, manifest: ckpt.Manifest) -> None:
+        text = json.dumps(
+            {
+                'path': str(manifest.path.resolve()),
+                'sha256': manifest.sha256,
+                'version': manifest.version,
+                'kind': manifest.kind,
+            }
+        )
+        publisher.publish(String(data=text))
+
+    def _publish_metrics(self, metrics: dict[str, float]) -> None:
+        msg = Float64MultiArray()
+        msg.layout.dim = [
+            MultiArrayDimension(label=','.join(metrics), size=len(metrics), stride=len(metrics))
+        ]
+        msg.data = doubles([float(v) for v in metrics.values()])
+        self._metrics_pub.publish(msg)
+
+    def _publish_status(self) -> None:
+        learner, student = self._run.learner, self._student
+        status = {
+            'state': self._state,
+            'error': self._error,
+            'version': learner.version,
+            'updates': learner.updates,
+            'episodes': learner.episodes,
+            'control_steps': learner.control_steps,
+            'alarms': learner.alarms,
+            'resumed': self._run.resumed,
+            'checkpoint': str(self._run.latest.path.resolve()),
+            'sha256': self._run.latest.sha256,
+            'student': None if student is None else str(student.path.resolve()),
+            'run_dir': str(self._run.run_dir.resolve()),
+            'update_s': round(self._update_s, 3),
+            'success_rate': self._metrics.get('success_rate'),
+        }
+        self._status_pub.publish(String(data=json.dumps(status)))
+
+    def _set_state(self, state: str) -> None:
+        if state != self._state:
+            self._state = state
+            self._publish_status()
+
+    def _fail(self, reason: str) -> None:
+        self._error = reason
+        self._set_state('error')
+
+    def _report(self) -> Report:
+        counts = self._assembler.counts
+        level, message = Level.OK, self._state
+        if self._state == 'error':
+            level, message = Level.ERROR, self._error
+        elif self._metrics.get('collapsed'):
+            level, message = Level.WARN, 'the last update collapsed and was taken back'
+        elif self._undecodable or counts['invalid']:
+            level, message = Level.WARN, 'records on replay that are no decisions of this policy'
+        return Report(
+            level, message, {**self._metrics, **{f'replay_{k}': v for k, v in counts.items()}}
+        )
+
+    def _open_run(self):
+        import torch
+
+        from dipod_ros.learning.critic import CriticConfig
+        from dipod_ros.learning.dipod import DipodConfig
+        from dipod_ros.learning.distill import DistillConfig
+        from dipod_ros.learning.learner import LearnerConfig
+        from dipod_ros.learning.run import RunConfig, TrainingRun
+
+        p = self.params
+        torch.set_num_threads(p.threads)
+        os.nice(p.nice)
+        if not p.checkpoint:
+            raise UserError('parameter checkpoint is empty: name the flow policy to start from')
+        run_dir = Path(p.run_dir).expanduser()
+        folders = [share_dir() / 'models', run_dir, *(Path(d).expanduser() for d in p.model_dirs)]
+        return TrainingRun(
+            run_dir,
+            ckpt.resolve(p.checkpoint, folders),
+            RunConfig(
+                learner=LearnerConfig(
+                    dipod=DipodConfig(
+                        beta=p.beta,
+                        epochs=p.epochs,
+                        minibatches=p.minibatches,
+                        samples_per_action=p.samples_per_action,
+                        clip=p.clip,
+                        trust_region=p.trust_region,
+                        learning_rate=p.learning_rate,
+                    ),
+                    critic=CriticConfig(),
+                    critic_warmup_updates=p.critic_warmup_updates,
+                    max_lag=p.max_lag,
+                    gap_every=p.gap_every,
+                    seed=p.seed,
+                ),
+                distill=DistillConfig(steps=p.student_steps, train_steps=p.student_train_steps),
+                tensorboard=p.tensorboard,
+            ),
+        )
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the trainer node; the exit code is that of `run_node`."""
+    return run_node(Trainer, args)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())
