@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`dipod finetune`: the trainer's DiPOD update on the vectorised simulator, without ROS."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dipod_ros.cli.arguments import add_threads_argument, find_checkpoint, set_threads
+from dipod_ros.cli.output import add_json_argument, write_json
+
+HELP = 'improve a flow policy by DiPOD updates in simulation, without ROS'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser.add_argument('checkpoint', help='flow policy to start from: a shipped name or a folder')
+    parser.add_argument(
+        '--run-dir', required=True, metavar='DIR', help='folder; resumed when there'
+    )
+    parser.add_argument('--control-steps', type=int, default=100_000, help='default %(default)s')
+    parser.add_argument('--episodes', type=int, default=64, help='per update (default %(default)s)')
+    parser.add_argument('--beta', type=float, default=0.03, help='default %(default)s')
+    parser.add_argument('--epochs', type=int, default=40, help='default %(default)s')
+    parser.add_argument('--clip', type=float, default=0.2, help='default %(default)s')
+    parser.add_argument('--trust-region', choices=('ppo', 'aspo'), default='ppo')
+    parser.add_argument('--learning-rate', type=float, default=3e-4, help='default %(default)s')
+    parser.add_argument('--gap-every', type=int, default=5, help='default %(default)s')
+    parser.add_argument(
+        '--student', choices=('off', 'final'), default='final', help='default %(default)s'
+    )
+    parser.add_argument('--eval-episodes', type=int, default=512, help='default %(default)s')
+    parser.add_argument('--seed', type=int, default=0, help='default %(default)s')
+    add_threads_argument(parser)
+    add_json_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Learn with a progress bar; prints success before, after and of the student."""
+    import time
+
+    from tqdm import tqdm
+
+    from dipod_ros.errors import UserError
+    from dipod_ros.learning.dipod import DipodConfig
+    from dipod_ros.learning.evaluate import evaluate_policy
+    from dipod_ros.learning.learner import LearnerConfig
+    from dipod_ros.learning.rollout import collect_episodes
+    from dipod_ros.learning.run import RunConfig, TrainingRun, read_metrics
+    from dipod_ros.learning.seeding import numpy_rng
+    from dipod_ros.policy.flow import load_policy
+    from dipod_ros.sim.vector_env import ChunkVectorEnv
+
+    set_threads(args.threads)
+    if args.episodes < 1 or args.control_steps < 1:
+        raise UserError('--episodes and --control-steps must be at least 1')
+    config = LearnerConfig(
+        dipod=DipodConfig(
+            beta=args.beta,
+            epochs=args.epochs,
+            clip=args.clip,
+            trust_region=args.trust_region,
+            learning_rate=args.learning_rate,
+        ),
+        gap_every=args.gap_every,
+        seed=args.seed,
+    )
+    initial = find_checkpoint(args.checkpoint)
+    training = TrainingRun(Path(args.run_dir), initial, RunConfig(learner=config))
+    spec, learner = training.initial.spec, training.learner
+    env = ChunkVectorEnv(spec.task, args.episodes, spec.robot, seed=args.seed, autoreset=False)
+    start = time.monotonic()
+    with tqdm(total=args.control_steps, unit='step', desc='learning') as bar:
+        bar.update(min(learner.control_steps, args.control_steps))
+        while learner.control_steps < args.control_steps:
+            rng = numpy_rng(args.seed, 'rollout', learner.updates)
+            rollout = collect_episodes(
+                env,
+                learner.policy.act,
+                spec.noise_size,
+                rng,
+                seed=int(rng.integers(2**31)),
+                version=learner.version,
+            )
+            metrics, _ = training.update(rollout)
+            bar.set_postfix(
+                success=f'{metrics["success_rate"]:.2f}',
+                version=int(metrics['version']),
+                cfm=f'x{metrics["cfm_ratio"]:.2f}',
+                std=f'x{metrics["action_std_ratio"]:.2f}',
+                refresh=False,
+            )
+            bar.update(rollout.control_steps)
+    seconds = time.monotonic() - start
+    policies = {'before': load_policy(initial), 'after': learner.policy.clone()}
+    if args.student == 'final' and training.has_observations:
+        manifest = training.make_student()
+        policies['student'] = load_policy(manifest.path)
+    training.close()
+    worlds = ChunkVectorEnv(spec.task, 256, spec.robot, seed=0, autoreset=False)
+    results = {}
+    for name, policy in policies.items():
+        rate = evaluate_policy(worlds, policy, episodes=args.eval_episodes, seed=args.seed)
+        results[name] = rate.to_dict() | {'sampler': str(policy.spec.sampler)}
+        print(f'{name:8} {policy.spec.sampler!s:28} success {rate}')
+    if args.json:
+        write_json(
+            args.json,
+            {
+                'task': spec.task,
+                'control_steps': learner.control_steps,
+                'updates': learner.updates,
+                'seconds': seconds,
+                'alarms': learner.alarms,
+                'config': vars(args) | {'run': None},
+                'results': results,
+                'curve': read_metrics(training.run_dir),
+            },
+        )
+    return 0

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`dipod pretrain`: behaviour cloning of a flow policy from demonstrations."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dipod_ros.cli.arguments import add_threads_argument, parse_sampler, set_threads
+from dipod_ros.cli.output import add_json_argument, write_json
+
+HELP = 'clone a flow policy from demonstrations'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser.add_argument('demos', help='dataset written by `dipod demos`')
+    parser.add_argument('--out', required=True, metavar='DIR', help='folder of the checkpoint')
+    parser.add_argument('--sampler', default='midpoint-5', help='default %(default)s')
+    parser.add_argument('--width', type=int, default=256, help='default %(default)s')
+    parser.add_argument('--depth', type=int, default=3, help='default %(default)s')
+    parser.add_argument('--steps', type=int, default=4500, help='default %(default)s')
+    parser.add_argument('--batch', type=int, default=512, help='default %(default)s')
+    parser.add_argument('--seed', type=int, default=0, help='default %(default)s')
+    parser.add_argument(
+        '--overwrite', action='store_true', help='replace the checkpoint that is there'
+    )
+    add_threads_argument(parser)
+    add_json_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train with a progress bar; a run that was interrupted goes on where it stopped."""
+    import time
+    from dataclasses import replace
+
+    from tqdm import tqdm
+
+    from dipod_ros.learning.dataset import Demonstrations
+    from dipod_ros.learning.pretrain import PretrainConfig, pretrain
+    from dipod_ros.policy.checkpoint import CheckpointError
+
+    set_threads(args.threads)
+    out = Path(args.out)
+    if out.exists() and not args.overwrite:
+        raise CheckpointError(f'{out} exists already; choose another --out or add --overwrite')
+    demonstrations = Demonstrations.load(args.demos)
+    spec = replace(
+        demonstrations.spec,
+        sampler=parse_sampler(args.sampler),
+        network={'kind': 'residual_mlp', 'width': args.width, 'depth': args.depth},
+    )
+    config = PretrainConfig(steps=args.steps, batch=args.batch, seed=args.seed)
+    start = time.monotonic()
+    loss = 0.0
+    with tqdm(total=config.steps, unit='step', desc='cloning') as bar:
+
+        def progress(done: int, latest: float) -> None:
+            nonlocal loss
+            loss = latest
+            bar.set_postfix(loss=f'{latest:.3f}', refresh=False)
+            bar.update(done - bar.n)
+
+        policy = pretrain(
+            spec,
+            demonstrations,
+            config,
+            state_file=out.parent / f'.{out.name}.pretrain',
+            progress=progress,
+        )
+    manifest = policy.save(
+        out,
+        lineage={
+            'method': 'behaviour cloning',
+            'demonstrations': Path(args.demos).name,
+            'episodes': len(demonstrations.success),
+            'demonstrator_success': float(demonstrations.success.mean()),
+            'steps': config.steps,
+            'seed': config.seed,
+        },
+        overwrite=args.overwrite,
+    )
+    print(f'{out}: {manifest.sha256[:12]}, {spec.sampler}, loss {loss:.3f}')
+    if args.json:
+        write_json(
+            args.json,
+            {
+                'checkpoint': str(out),
+                'sha256': manifest.sha256,
+                'loss': loss,
+                'steps': config.steps,
+                'seconds': time.monotonic() - start,
+            },
+        )
+    return 0
