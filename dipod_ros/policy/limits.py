@@ -14,7 +14,7 @@ velocity and acceleration of the continuous command exactly, at every instant an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,14 +67,26 @@ class JointLimits:
         list with one number per joint. Raises UserError naming the missing key.
         """
         keys = ('position_lower', 'position_upper', 'velocity', 'acceleration')
-        missing = [k for k in keys if limits.get(k) is None or len(limits[k]) == 0]
+        missing = [
+            k
+            for k in keys
+            if limits.get(k) is None or (isinstance(limits[k], Sized) and len(limits[k]) == 0)
+        ]
         if not joints or missing:
             what = ', '.join(f'limits.{k}' for k in missing) or 'joints'
             raise UserError(
                 f'the robot file gives no {what}: a robot without limits does not start; '
                 'add one value per joint'
             )
-        return cls(tuple(joints), *(np.asarray(limits[k], dtype=np.float64) for k in keys))
+        values = []
+        for key in keys:
+            try:
+                values.append(np.asarray(limits[key], dtype=np.float64))
+            except (TypeError, ValueError) as error:
+                raise UserError(
+                    f'limits.{key} must be a list with one number per joint, got {limits[key]!r}'
+                ) from error
+        return cls(tuple(joints), *values)
 
     def to_params(self) -> dict[str, list[float]]:
         """Return the `limits` block that `from_params` reads."""
@@ -106,11 +118,13 @@ class LimitFilter:
     def reset(self, position: np.ndarray, mask: np.ndarray | None = None) -> None:
         """Start at rest from `position` [..., A] (rad), clipped into the position limits.
 
-        With a boolean `mask` [...], only the marked arms restart.
+        With a boolean `mask` [...], only the marked arms restart. Raises UserError for a position
+        that is not finite: every later command would be none either.
         """
-        start = np.clip(
-            np.asarray(position, dtype=np.float64), self.limits.lower, self.limits.upper
-        )
+        start = np.asarray(position, dtype=np.float64)
+        if not np.all(np.isfinite(start) | (False if mask is None else ~mask[..., None])):
+            raise UserError('the position that an arm starts from must be finite')
+        start = np.clip(start, self.limits.lower, self.limits.upper)
         if mask is None:
             self.position = start.copy()
             self.velocity = np.zeros_like(start)
@@ -118,6 +132,7 @@ class LimitFilter:
         else:
             self.position = np.where(mask[..., None], start, self.position)
             self.velocity = np.where(mask[..., None], 0.0, self.velocity)
+            self.last_clamp = np.where(mask, 0.0, self.last_clamp)
 
     def step(self, target: np.ndarray) -> np.ndarray:
         """Move towards `target` [..., A] (rad) for one control period; return the control point.
@@ -128,7 +143,9 @@ class LimitFilter:
         lim, dt = self.limits, self.dt
         target = np.asarray(target, dtype=np.float64)
         finite = np.isfinite(target)
-        wanted = np.where(finite, (target - self.position) / dt, 0.0)
+        # Clipped, because the difference of absurd numbers overflows; the bounds below are tighter.
+        reachable = np.clip(target, lim.lower, lim.upper)
+        wanted = np.where(finite, (reachable - self.position) / dt, 0.0)
         step = lim.acceleration * dt
         # Fastest speed from which the joint still stops at the limit: v dt + v^2 / (2 a) <= room.
         # The left side is at least the discrete braking distance, so the bound keeps itself true.
