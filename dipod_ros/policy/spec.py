@@ -15,7 +15,8 @@ from dipod_ros.policy.limits import JointLimits
 SOURCES = ('joint_position', 'joint_velocity', 'command', 'point', 'vector')
 SOLVERS = ('euler', 'midpoint', 'sde')
 ACTIONS = ('joint_delta',)
-NETWORKS = ('residual_mlp',)
+# Kinds of network, with the sizes that each needs.
+NETWORKS = {'residual_mlp': ('width', 'depth')}
 
 
 class SpecError(UserError):
@@ -110,6 +111,10 @@ class PolicySpec:
             raise SpecError(
                 f'network kind {self.network.get("kind")!r} is not one of {list(NETWORKS)}'
             )
+        for name in NETWORKS[self.network['kind']]:
+            size = self.network.get(name)
+            if not isinstance(size, int) or size < 1:
+                raise SpecError(f'network {name} must be a whole number above 0, got {size!r}')
         if not self.joints or len(set(self.joints)) != len(self.joints):
             raise SpecError(f'joints must be distinct and at least one: {list(self.joints)}')
         if self.limits.joints != self.joints:
@@ -122,8 +127,9 @@ class PolicySpec:
                 raise SpecError(
                     f'stream {stream.name} has size {stream.size} for {len(self.joints)} joints'
                 )
-        if not self.streams:
-            raise SpecError('a policy needs at least one observation stream')
+        names = [s.name for s in self.streams]
+        if not names or len(set(names)) != len(names):
+            raise SpecError(f'a policy needs at least one stream, and no name twice: {names}')
 
     @property
     def observation_size(self) -> int:
@@ -231,5 +237,5 @@ class PolicySpec:
             raise
         except KeyError as error:
             raise SpecError(f'policy spec: field {error} is missing') from error
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise SpecError(f'policy spec: {error}') from error
