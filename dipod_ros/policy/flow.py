@@ -38,7 +38,7 @@ class Normalizer(nn.Module):
         """Set the statistics from observations [M, O] and flattened chunks [M, D]."""
         for name, data in (('observation', observations), ('action', actions)):
             values = torch.as_tensor(np.asarray(data), dtype=torch.float32)
-            std = values.std(0)
+            std = values.std(0, unbiased=False)  # 0, not NaN, for a single row
             # A constant column (a fixed goal, a joint that never moves) must not divide by ~0.
             floor = torch.clamp(1e-2 * std.mean(), min=1e-4)
             getattr(self, f'{name}_mean').copy_(values.mean(0))
