@@ -3,9 +3,14 @@
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from dipod_ros.policy.limits import JointLimits
 from dipod_ros.policy.spec import PolicySpec, SamplerSpec, Stream
+
+# The same examples in every run, and no verdict that depends on the machine's speed.
+settings.register_profile('repeatable', derandomize=True, deadline=None)
+settings.load_profile('repeatable')
 
 TINY = {'kind': 'residual_mlp', 'width': 16, 'depth': 2}
 

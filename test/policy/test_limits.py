@@ -64,7 +64,7 @@ def assert_inside(points, limits, dt):
     assert np.all(np.abs(second) <= limits.acceleration * dt**2 + ROUND_OFF_RAD)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(runs())
 def test_control_points_stay_inside_every_limit(run):
     limits, dt, start, targets = run
@@ -74,7 +74,7 @@ def test_control_points_stay_inside_every_limit(run):
     assert np.all(points >= limits.lower) and np.all(points <= limits.upper)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(runs(), st.integers(1, 4), st.integers(2, 9))
 def test_setpoints_between_control_points_and_across_chunks_stay_inside(run, horizon, substeps):
     limits, dt, start, targets = run
@@ -115,7 +115,7 @@ def test_a_reachable_target_is_reached_exactly(make_limits):
     np.testing.assert_allclose(points[-1], goal, atol=1e-9)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(runs())
 def test_what_is_inside_the_limits_passes_unchanged(run):
     limits, dt, start, targets = run
@@ -127,7 +127,7 @@ def test_what_is_inside_the_limits_passes_unchanged(run):
         assert limiter.last_clamp <= ROUND_OFF_RAD
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(runs())
 def test_braking_comes_to_rest_at_the_acceleration_limit(run):
     limits, dt, start, targets = run

@@ -17,7 +17,7 @@ def control_points(rows):
     return hnp.arrays(np.float64, (rows, 2), elements=st.floats(-3, 3, width=32))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(3, 10).flatmap(control_points), st.integers(1, 7))
 def test_hermite_interpolation_of_the_knots_is_the_spline(points, substeps):
     """What joint_trajectory_controller does between points is what other controllers are sent."""
