@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 
 from dipod_ros.errors import UserError
 
@@ -28,6 +29,7 @@ COMMANDS = (
     'distill',
     'finetune',
     'eval',
+    'models',
     'bench',
 )
 """In the order of `dipod --help`; one whose module is not installed is not listed."""
@@ -65,6 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def available() -> list[str]:
     """Return the subcommands that are installed."""
     return [name for name in COMMANDS if importlib.util.find_spec(_module(name)) is not None]
+
+
+def call(module: ModuleType, argv: Sequence[str]) -> int:
+    """Run one subcommand's module with argv, for commands that are made of others."""
+    parser = argparse.ArgumentParser(prog=f'dipod {module.__name__.rsplit(".", 1)[-1]}')
+    module.add_arguments(parser)
+    return int(module.run(parser.parse_args(list(argv))) or 0)
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
