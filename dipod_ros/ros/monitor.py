@@ -35,6 +35,11 @@ class Snapshot:
     trainer: dict[str, Any] = field(default_factory=dict)
     simulator: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def active(self) -> dict[str, Any]:
+        """What the server says of the policy that acts: sha256, version, kind, path."""
+        return self.server.get('active') or {}
+
 
 class Monitor(Node):
     """Subscribes to replay and to the status topics of server, trainer and simulator."""
