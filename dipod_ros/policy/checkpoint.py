@@ -11,8 +11,6 @@ import hashlib
 import math
 import os
 import re
-import shutil
-import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +23,7 @@ from safetensors.numpy import load as parse_safetensors
 from safetensors.numpy import save as dump_safetensors
 
 from dipod_ros.errors import UserError
+from dipod_ros.policy.atomic import write_folder
 from dipod_ros.policy.spec import PolicySpec
 
 FORMAT_VERSION = 1
@@ -88,11 +87,11 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     for name in (MANIFEST_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise CheckpointError(f'{folder} is not a checkpoint: it has no {name}')
-    if file.stat().st_size > MAX_MANIFEST_BYTES:
-        raise CheckpointError(f'{file} is larger than {MAX_MANIFEST_BYTES} bytes')
     try:
+        if file.stat().st_size > MAX_MANIFEST_BYTES:
+            raise CheckpointError(f'{file} is larger than {MAX_MANIFEST_BYTES} bytes')
         data = yaml.safe_load(file.read_text(encoding='utf-8'))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         reason = str(error).split('\n')[0]
         raise CheckpointError(f'{file} cannot be read: {reason}') from error
     if not isinstance(data, dict):
@@ -120,8 +119,6 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
             metrics=dict(data.get('metrics') or {}),
             path=folder,
         )
-    except CheckpointError:
-        raise
     except (UserError, TypeError, ValueError) as error:
         raise CheckpointError(f'{file}: {error}') from error
 
@@ -130,13 +127,16 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     """Read a checkpoint and verify its weights against the manifest's sha256.
 
     Raises CheckpointError when the file is corrupt, not the one the manifest describes, or holds
-    numbers that are not finite.
+    anything else than finite float32 numbers.
     """
     manifest = read_manifest(path)
     file = Path(path) / WEIGHTS_FILE
-    if file.stat().st_size > MAX_WEIGHTS_BYTES:
-        raise CheckpointError(f'{file} is larger than {MAX_WEIGHTS_BYTES} bytes')
-    payload = file.read_bytes()
+    try:
+        if file.stat().st_size > MAX_WEIGHTS_BYTES:
+            raise CheckpointError(f'{file} is larger than {MAX_WEIGHTS_BYTES} bytes')
+        payload = file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f'{file} cannot be read: {error.strerror or error}') from error
     actual = hashlib.sha256(payload).hexdigest()
     if actual != manifest.sha256:
         raise CheckpointError(
@@ -147,9 +147,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         weights = parse_safetensors(payload)
     except (SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(f'{file} is not a safetensors file: {error}') from error
-    bad = [k for k, v in weights.items() if not np.all(np.isfinite(v))]
-    if bad:
-        raise CheckpointError(f'{file}: weights that are not finite in {bad[:3]}')
+    _check_weights(weights, str(file))
     return Checkpoint(manifest, weights)
 
 
@@ -168,17 +166,20 @@ def save(
 ) -> Manifest:
     """Write a checkpoint folder atomically and return its manifest.
 
-    `extra_files` are text files (a model card, say) that belong to the checkpoint. Raises
-    CheckpointError when the folder exists (unless `overwrite`) or cannot be written.
+    `extra_files` are text files (a model card, say) that belong to the checkpoint. `overwrite`
+    replaces an older checkpoint, never a folder that is none. Raises CheckpointError when the
+    folder is in the way or cannot be written.
     """
     folder = Path(path)
     if kind not in KINDS:
         raise CheckpointError(f'kind {kind!r} is not one of {list(KINDS)}')
     if folder.exists() and not overwrite:
         raise CheckpointError(f'{folder} exists already; choose another name or overwrite it')
-    bad = [k for k, v in weights.items() if not np.all(np.isfinite(v))]
-    if bad:
-        raise CheckpointError(f'refusing to write weights that are not finite: {bad[:3]}')
+    if folder.exists() and not (folder / MANIFEST_FILE).is_file():
+        raise CheckpointError(
+            f'{folder} is no checkpoint and is not overwritten; choose another name'
+        )
+    _check_weights(weights, f'cannot write {folder}')
     payload = dump_safetensors({k: np.ascontiguousarray(v) for k, v in weights.items()})
     sha = hashlib.sha256(payload).hexdigest()
     manifest: dict[str, Any] = {
@@ -199,9 +200,12 @@ def save(
         }
     text = yaml.safe_dump(manifest, sort_keys=False, default_flow_style=None, width=110)
     files = {WEIGHTS_FILE: payload, MANIFEST_FILE: text.encode()}
-    files.update({name: body.encode() for name, body in (extra_files or {}).items()})
+    for name, body in (extra_files or {}).items():
+        if name in files or name != Path(name).name:
+            raise CheckpointError(f'{name!r} is no name for a file beside {list(files)}')
+        files[name] = body.encode()
     try:
-        _write_folder(folder, files)
+        write_folder(folder, files)
     except OSError as error:
         raise CheckpointError(f'cannot write {folder}: {error.strerror or error}') from error
     return read_manifest(folder)
@@ -217,11 +221,14 @@ def resolve(name_or_path: str, model_dirs: Iterable[Path]) -> Path:
     text = name_or_path.strip()
     if not text:
         raise CheckpointError('checkpoint is empty; give the name of a model or its folder')
-    candidates = [root / text for root in roots] + [Path(text).expanduser()]
+    candidates = [root / text for root in roots] + [Path(text)]
     outside = False
     for candidate in candidates:
-        real = candidate.resolve()
-        if not real.is_dir():
+        try:
+            real = candidate.expanduser().resolve()
+            if not real.is_dir() or real in roots:
+                continue
+        except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, no such user
             continue
         if any(real.is_relative_to(root) for root in roots):
             return real
@@ -232,58 +239,41 @@ def resolve(name_or_path: str, model_dirs: Iterable[Path]) -> Path:
             'move it there or add its folder to model_dirs'
         )
     names = sorted(
-        p.parent.name for root in roots if root.is_dir() for p in root.glob(f'*/{MANIFEST_FILE}')
+        p.parent.name
+        for root in roots
+        if root.is_dir()
+        for p in root.glob(f'[!.]*/{MANIFEST_FILE}')
     )
-    raise CheckpointError(f'no checkpoint {text!r}; models at hand: {names or "none"}')
+    raise CheckpointError(f'no checkpoint {text[:200]!r}; models at hand: {names or "none"}')
+
+
+def _check_weights(weights: Mapping[str, np.ndarray], where: str) -> None:
+    bad = [k for k, v in weights.items() if v.dtype != np.float32]
+    if bad:
+        raise CheckpointError(f'{where}: weights that are not float32 in {bad[:3]}')
+    bad = [k for k, v in weights.items() if not np.all(np.isfinite(v))]
+    if bad:
+        raise CheckpointError(f'{where}: weights that are not finite in {bad[:3]}')
 
 
 def _read_golden(data: Any, spec: PolicySpec) -> Golden | None:
     if data is None:
         return None
-    golden = Golden(
-        *(np.asarray(data[k], dtype=np.float32) for k in ('observation', 'noise', 'chunk'))
-    )
+    names = ('observation', 'noise', 'chunk')
+    if not isinstance(data, Mapping) or not data.keys() >= set(names):
+        raise UserError(f'golden must give {list(names)}')
+    golden = Golden(*(np.asarray(data[k], dtype=np.float32) for k in names))
     shapes = (
         (spec.observation_size,),
         (spec.noise_size,),
         (spec.horizon, len(spec.joints)),
     )
-    for name, shape in zip(('observation', 'noise', 'chunk'), shapes, strict=True):
+    for name, shape in zip(names, shapes, strict=True):
         if getattr(golden, name).shape != shape:
-            raise CheckpointError(
+            raise UserError(
                 f'golden {name} has shape {getattr(golden, name).shape}, expected {shape}'
             )
     return golden
-
-
-def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own, so that two writers cannot mix their files.
-    staging = folder.parent / f'.{folder.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}'
-    staging.mkdir()
-    try:
-        for name, payload in files.items():
-            with open(staging / name, 'wb') as handle:
-                handle.write(payload)
-                handle.flush()
-                os.fsync(handle.fileno())
-        if folder.exists():
-            # Directories cannot be swapped in one portable call: the old one steps aside first,
-            # and readers that look in between find no folder, never half of one.
-            retired = folder.parent / f'.{folder.name}.old-{uuid.uuid4().hex[:8]}'
-            os.rename(folder, retired)
-            os.rename(staging, folder)
-            shutil.rmtree(retired, ignore_errors=True)
-        else:
-            os.rename(staging, folder)
-        descriptor = os.open(folder.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
 
 
 def _plain(value: Any) -> Any:
