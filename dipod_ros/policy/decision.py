@@ -80,13 +80,14 @@ def decode(payload: bytes) -> Decision:
     """Read a payload; raises DecisionError when it is anything else than a whole decision."""
     if len(payload) > MAX_BYTES:
         raise DecisionError(f'a decision of {len(payload)} bytes; at most {MAX_BYTES} are read')
+    payload = bytes(payload)  # of a message: array.array
     try:
         (header_size,) = struct.unpack_from('<Q', payload)
         header = json.loads(payload[8 : 8 + header_size])
         metadata = header['__metadata__']
         if metadata.get('schema') != SCHEMA:
             raise DecisionError(f'schema {metadata.get("schema")!r}, expected {SCHEMA!r}')
-        tensors = parse_safetensors(bytes(payload))
+        tensors = parse_safetensors(payload)
         values: dict = {}
         for name, ndim in _ARRAYS.items():
             array = tensors[name]
@@ -104,6 +105,7 @@ def decode(payload: bytes) -> Decision:
         KeyError,
         TypeError,
         AttributeError,
+        RecursionError,
     ) as error:
         raise DecisionError(f'not a decision: {type(error).__name__}: {error}') from error
     if values['chunk'].shape != values['executed'].shape:
