@@ -19,11 +19,10 @@ from std_msgs.msg import Float64MultiArray, MultiArrayDimension, UInt8MultiArray
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from dipod_ros.errors import UserError
+from dipod_ros.serving.decisions import Outcome
+from dipod_ros.serving.observation import SAME_STAMP_NS
 
 NS_PER_S = 1_000_000_000
-# Two stamps closer than this are the same instant: an `outcome` carries its stamp as a float64 of
-# seconds, which resolves a quarter of a microsecond at today's epoch.
-SAME_STAMP_NS = 1000
 
 OUTCOME_FIELDS = 'stamp_s,episode,reward,success,terminated,truncated,reset'
 _STAMP_LABEL = 'stamp_ns='
@@ -132,30 +131,34 @@ class TrajectoryWriter:
     """Builds JointTrajectory messages with points `period_s` apart.
 
     header.stamp is the time of the observation that the trajectory answers: point k is due at that
-    stamp + (k + 1) * period_s, and a controller skips the points whose time has passed already.
+    stamp + offset + (k + 1) * period_s, and a controller skips the points whose time has passed.
     """
 
     def __init__(self, joints: Sequence[str], period_s: float) -> None:
         """Take the joint names, in the order of the arrays to come, and the spacing of points."""
         self._joints = list(joints)
-        self._period_s = period_s
-        self._durations: list[Duration] = []
+        self._period_ns = round(period_s * NS_PER_S)
+        self._points: list[JointTrajectoryPoint] = []
 
-    def message(self, ns: int, positions: np.ndarray, velocities: np.ndarray) -> JointTrajectory:
-        """Return a message of K points from positions and velocities [K, A] (rad, rad/s)."""
-        while len(self._durations) < len(positions):
-            self._durations.append(duration_msg((len(self._durations) + 1) * self._period_s))
+    def message(
+        self, ns: int, positions: np.ndarray, velocities: np.ndarray, offset_ns: int = 0
+    ) -> JointTrajectory:
+        """Return a message of K points from positions and velocities [K, A] (rad, rad/s).
+
+        The points are reused: publish the message before asking for the next one.
+        """
+        count = len(positions)
+        while len(self._points) < count:
+            self._points.append(JointTrajectoryPoint())
         msg = JointTrajectory()
         msg.header.stamp = time_msg(ns)
         msg.joint_names = self._joints
-        points = []
-        for k in range(len(positions)):
-            point = JointTrajectoryPoint()
+        for k, point in enumerate(self._points[:count]):
             point.positions = doubles(positions[k])
             point.velocities = doubles(velocities[k])
-            point.time_from_start = self._durations[k]
-            points.append(point)
-        msg.points = points
+            due_ns = offset_ns + (k + 1) * self._period_ns
+            point.time_from_start.sec, point.time_from_start.nanosec = divmod(due_ns, NS_PER_S)
+        msg.points = self._points[:count]
         return msg
 
 
@@ -239,22 +242,6 @@ def point_msg(ns: int, point: np.ndarray, frame_id: str = 'world') -> PointStamp
 def read_point(msg: PointStamped) -> np.ndarray:
     """Return the point [3] (m) as float64."""
     return np.array([msg.point.x, msg.point.y, msg.point.z])
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of the time since the previous outcome of this world.
-
-    reset: the observation that carries the same stamp belongs to a new episode (`episode` + 1).
-    """
-
-    stamp_ns: int
-    episode: int
-    reward: float = 0.0
-    success: bool = False
-    terminated: bool = False
-    truncated: bool = False
-    reset: bool = False
 
 
 def outcome_msg(outcome: Outcome) -> Float64MultiArray:

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The acting policy: what it samples, under which number, with which noise. numpy, no ROS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dipod_ros.serving.loader import LoadedPolicy
+from dipod_ros.serving.noise import NoiseSource
+from dipod_ros.serving.swap import HotSwap
+
+
+@dataclass(frozen=True, eq=False)
+class Sampled:
+    """What the policy said to one observation; arrays in the policy's joint order."""
+
+    policy: LoadedPolicy
+    number: int
+    observation: np.ndarray  # float32 [O]
+    noise: np.ndarray  # float32 [N]
+    chunk: np.ndarray  # float32 [H, A], rad per control step; NaN throughout after a fault
+    fault: str  # the engine's error, '' when there was none
+
+    @property
+    def usable(self) -> bool:
+        """Whether every number of the chunk is finite."""
+        return bool(np.isfinite(self.chunk).all())
+
+
+class Agent:
+    """Runs the engine of the acting policy and swaps policies between chunks.
+
+    `begin`, `sample` and `commit` belong to the decision thread; the rest may be read from
+    anywhere.
+    """
+
+    def __init__(
+        self,
+        policy: LoadedPolicy,
+        noise: NoiseSource,
+        name: str,
+        swap: HotSwap[LoadedPolicy] | None = None,
+    ) -> None:
+        """Take the first policy; `name` is the actor's name in the records."""
+        self.policy = policy
+        self.noise = noise
+        self.name = name
+        self.number = 0  # of the next decision
+        self._swap = swap
+
+    def begin(self) -> LoadedPolicy:
+        """Return the policy for the next chunk; one that became ready takes over here."""
+        if self._swap is not None:
+            self._swap.take(self._install)
+        return self.policy
+
+    def sample(self, observation: np.ndarray) -> Sampled:
+        """Sample a chunk; an engine that raises gives a chunk of NaN and the reason."""
+        policy = self.policy
+        spec = policy.manifest.spec
+        noise = self.noise.sample(self.number, spec.noise_size)
+        fault = ''
+        try:
+            chunk = policy.engine.run(observation, noise)
+        except Exception as error:  # whatever a backend raises, the arm has to brake
+            fault = f'{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}'
+            chunk = np.full((spec.horizon, len(spec.joints)), np.nan, dtype=np.float32)
+        return Sampled(policy, self.number, observation, noise, chunk, fault)
+
+    def commit(self) -> None:
+        """Count the chunk sampled last as a decision: the next one gets the next number."""
+        self.number += 1
+
+    def _install(self, policy: LoadedPolicy) -> None:
+        self.policy = policy

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a decision that was made to a record that says what became of it. numpy, no ROS."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dipod_ros.policy.decision import Decision
+from dipod_ros.serving.observation import SAME_STAMP_NS
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the time since the previous outcome of this world.
+
+    reset: the observation that carries the same stamp belongs to a new episode (`episode` + 1).
+    """
+
+    stamp_ns: int
+    episode: int
+    reward: float = 0.0
+    success: bool = False
+    terminated: bool = False
+    truncated: bool = False
+    reset: bool = False
+
+    @property
+    def episode_now(self) -> int:
+        """The episode that observations with this stamp belong to."""
+        return self.episode + 1 if self.reset else self.episode
+
+
+@dataclass
+class _Open:
+    record: Decision  # as known when the decision was made
+    stamp_ns: int
+    end_ns: int | None = None  # when its successor took over
+    ended_s: float = 0.0  # the same on the steady clock
+    settled: bool = False  # an outcome reached its end
+
+
+class DecisionLog:
+    """Attributes outcomes to decisions by their stamps and hands out finished records in order.
+
+    A decision covers the time from its observation to that of its successor. Without an outcome for
+    all of it within `patience_s` the record is given out as interrupted: what nobody judged, nobody
+    may learn from.
+    """
+
+    def __init__(self, clock: Callable[[], float], patience_s: float = 1.0) -> None:
+        """Take a steady clock."""
+        self._clock = clock
+        self._patience_s = patience_s
+        self._open: deque[_Open] = deque()
+        self._judged_ns: int | None = None  # stamp of the newest outcome
+        self.unjudged = 0
+        self.completed = 0
+
+    @property
+    def current(self) -> Decision | None:
+        """The decision that is being executed."""
+        last = self._open[-1] if self._open else None
+        return last.record if last is not None and last.end_ns is None else None
+
+    def begin(self, record: Decision, stamp_ns: int) -> None:
+        """Execute a decision from now on; its predecessor must have ended."""
+        self._open.append(_Open(record, stamp_ns))
+
+    def sent(self, latency_s: float) -> None:
+        """Note that the command of the decision being executed is out."""
+        if self.current is not None:
+            self._open[-1].record = replace(self._open[-1].record, latency_s=latency_s)
+
+    def end(self, stamp_ns: int, executed: np.ndarray, interrupted: bool = False) -> None:
+        """End the decision being executed at `stamp_ns`; executed [H, A] in the policy's order.
+
+        interrupted: it was not executed as sampled up to here.
+        """
+        if self.current is None:
+            return
+        last = self._open[-1]
+        last.record = replace(
+            last.record,
+            executed=executed.astype(np.float32),
+            interrupted=last.record.interrupted or interrupted,
+        )
+        last.end_ns = stamp_ns
+        last.ended_s = self._clock()
+        # In lockstep the outcome of a decision is there before its end is noticed.
+        last.settled = self._judged_ns is not None and self._judged_ns >= stamp_ns - SAME_STAMP_NS
+
+    def judge(self, outcome: Outcome) -> None:
+        """Add an outcome to the decision that it is about."""
+        self._judged_ns = outcome.stamp_ns
+        for entry in self._open:
+            begun = outcome.stamp_ns > entry.stamp_ns + SAME_STAMP_NS
+            over = entry.end_ns is not None and outcome.stamp_ns > entry.end_ns + SAME_STAMP_NS
+            if begun and not over and not entry.settled:
+                record = entry.record
+                entry.record = replace(
+                    record,
+                    reward=record.reward + outcome.reward,
+                    success=record.success or outcome.success,
+                    terminated=record.terminated or outcome.terminated,
+                    truncated=record.truncated or outcome.truncated,
+                )
+            # Settled by whatever comes at its end or later, even when that is about another one.
+            if entry.end_ns is not None and outcome.stamp_ns >= entry.end_ns - SAME_STAMP_NS:
+                entry.settled = True
+
+    def finished(self, flush: bool = False) -> list[Decision]:
+        """Return the records that are complete, in order; with `flush`, all that ended."""
+        out = []
+        while self._open and self._open[0].end_ns is not None:
+            entry = self._open[0]
+            late = self._clock() - entry.ended_s > self._patience_s
+            if not (entry.settled or late or flush):
+                break
+            self._open.popleft()
+            record = entry.record
+            if not entry.settled:
+                self.unjudged += 1
+                record = replace(record, interrupted=True)
+            self.completed += 1
+            out.append(record)
+        return out

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ONNX Runtime on a CPU: the exported sampler graph, refitted for each checkpoint.
+
+Exporting takes seconds and needs torch; a checkpoint of the same shape only has its weights put
+into the graph by name, which takes milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import numpy_helper
+
+from dipod_ros.policy.checkpoint import Checkpoint
+from dipod_ros.serving.engines.base import EngineError, EngineInfo
+
+
+class OnnxEngine:
+    """One ONNX Runtime session with buffers of its own; call `run` from one thread at a time."""
+
+    def __init__(self, model: onnx.ModelProto, threads: int, refitted: bool = False) -> None:
+        """Take a graph that has its weights; raises EngineError when it cannot be loaded."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        # Spinning threads starve the trainer and the simulator on a small machine.
+        options.add_session_config_entry('session.intra_op.allow_spinning', '0')
+        options.log_severity_level = 3
+        try:
+            self._session = ort.InferenceSession(
+                model.SerializeToString(), options, providers=['CPUExecutionProvider']
+            )
+        except Exception as error:  # ORT raises its own classes, which share no base
+            reason = str(error).split('\n')[0]
+            raise EngineError(f'ONNX Runtime cannot load the policy graph: {reason}') from error
+        shapes = {i.name: i.shape for i in self._session.get_inputs()}
+        self._observation = np.zeros(shapes['observation'], dtype=np.float32)
+        self._noise = np.zeros(shapes['noise'], dtype=np.float32)
+        self._feed = {'observation': self._observation, 'noise': self._noise}
+        self._model = model
+        self._threads = threads
+        self._refitted = refitted
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint, threads: int) -> OnnxEngine:
+        """Export the checkpoint's sampler (imports torch) and load it."""
+        # Imported here: a server that finds its graph in the cache never pays for torch.
+        from dipod_ros.policy.export import export_onnx
+        from dipod_ros.policy.flow import FlowPolicy
+
+        payload = export_onnx(FlowPolicy.from_checkpoint(checkpoint))
+        return cls(onnx.load_model_from_string(payload), threads)
+
+    def run(self, observation: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """Return the chunk float32 [H, A]."""
+        self._observation[0] = observation
+        self._noise[0] = noise
+        return self._session.run(None, self._feed)[0][0]
+
+    def refit(self, weights: Mapping[str, np.ndarray]) -> OnnxEngine:
+        """Return a session on the same graph with other weights.
+
+        Raises EngineError when a weight is not an initializer of the graph or has another shape.
+        """
+        model = onnx.ModelProto()
+        model.CopyFrom(self._model)
+        slots = {i.name: i for i in model.graph.initializer}
+        unknown = sorted(weights.keys() - slots.keys())
+        if unknown:
+            raise EngineError(f'weights {unknown[:3]} are not in the exported graph')
+        for name, value in weights.items():
+            tensor = numpy_helper.from_array(np.ascontiguousarray(value), name)
+            slot = slots[name]
+            if list(tensor.dims) != list(slot.dims) or tensor.data_type != slot.data_type:
+                raise EngineError(
+                    f'weight {name} is {value.dtype}{list(value.shape)}, '
+                    f'the exported graph has {list(slot.dims)}'
+                )
+            slot.CopyFrom(tensor)
+        return OnnxEngine(model, self._threads, refitted=True)
+
+    def info(self) -> EngineInfo:
+        """Return what runs the policy."""
+        return EngineInfo('onnx', ort.__version__, self._threads, self._refitted)

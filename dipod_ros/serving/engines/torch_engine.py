@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy's own PyTorch code as an engine: no export, slower, always agrees with training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from dipod_ros.policy.checkpoint import Checkpoint
+from dipod_ros.policy.flow import FlowPolicy
+from dipod_ros.serving.engines.base import EngineInfo
+
+
+class TorchEngine:
+    """Runs FlowPolicy eagerly."""
+
+    def __init__(self, policy: FlowPolicy, threads: int, refitted: bool = False) -> None:
+        """Take a policy that nobody trains; `threads` is per process in PyTorch."""
+        torch.set_num_threads(threads)
+        self._policy = policy.requires_grad_(False).eval()
+        self._threads = threads
+        self._refitted = refitted
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint, threads: int) -> TorchEngine:
+        """Build the network and load the weights; raises CheckpointError when they do not fit."""
+        return cls(FlowPolicy.from_checkpoint(checkpoint), threads)
+
+    def run(self, observation: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """Return the chunk float32 [H, A]."""
+        return self._policy.act(observation[None], noise[None])[0]
+
+    def refit(self, weights: Mapping[str, np.ndarray]) -> TorchEngine:
+        """Return an engine of the same network with other weights."""
+        policy = self._policy.clone()
+        policy.load_weights(weights)
+        return TorchEngine(policy, self._threads, refitted=True)
+
+    def info(self) -> EngineInfo:
+        """Return what runs the policy."""
+        return EngineInfo('torch', torch.__version__, self._threads, self._refitted)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the name of a checkpoint to a policy that is fit to act on this robot. No ROS."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dipod_ros.policy.checkpoint import CheckpointError, Manifest, load, read_manifest, resolve
+from dipod_ros.policy.limits import JointLimits
+from dipod_ros.serving.engines.base import PolicyEngine, check_golden
+from dipod_ros.serving.engines.select import EngineFactory
+from dipod_ros.serving.observation import ObservationLayout
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedPolicy:
+    """A checkpoint with the engine that runs it, checked and warm."""
+
+    manifest: Manifest
+    engine: PolicyEngine
+    layout: ObservationLayout
+
+
+class PolicyLoader:
+    """Validates checkpoints against one robot, and builds their engines."""
+
+    def __init__(
+        self,
+        limits: JointLimits,
+        control_period_s: float,
+        model_dirs: Sequence[Path],
+        engines: EngineFactory,
+    ) -> None:
+        """Take the robot, the folders that checkpoints may come from, and the engine factory."""
+        self._limits = limits
+        self._control_period_s = control_period_s
+        self._model_dirs = tuple(model_dirs)
+        self.engines = engines
+
+    def validate(self, name_or_path: str, sha256: str = '') -> Manifest:
+        """Read a manifest and check it against the robot, without reading weights.
+
+        Raises CheckpointError: not there, outside the model folders, another format, joints,
+        control period or limits, or not the `sha256` that was announced.
+        """
+        manifest = read_manifest(resolve(name_or_path, self._model_dirs))
+        if sha256 and not re.fullmatch(r'[0-9a-f]{64}', sha256):
+            raise CheckpointError(f'sha256 {sha256!r} is not 64 hexadecimal digits')
+        if sha256 and sha256 != manifest.sha256:
+            raise CheckpointError(
+                f'{manifest.path} holds sha256 {manifest.sha256[:12]}..., '
+                f'announced was {sha256[:12]}...'
+            )
+        reason = manifest.spec.mismatch(self._limits, self._control_period_s)
+        if reason:
+            raise CheckpointError(f'{manifest.path.name}: {reason}')
+        return manifest
+
+    def build(self, manifest: Manifest) -> LoadedPolicy:
+        """Load the weights, build the engine, run the golden check.
+
+        Raises CheckpointError or EngineError; nothing that is acting is touched.
+        """
+        checkpoint = load(manifest.path)
+        if checkpoint.manifest.sha256 != manifest.sha256:
+            raise CheckpointError(f'{manifest.path} changed since it was requested; ask again')
+        engine = self.engines.build(checkpoint)
+        check_golden(engine, checkpoint.manifest.golden)
+        layout = ObservationLayout(checkpoint.spec, self._limits.joints)
+        return LoadedPolicy(checkpoint.manifest, engine, layout)

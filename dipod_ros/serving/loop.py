@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What both timings share: one arm, one policy, one timeline, one log. numpy, no ROS, no threads.
+
+Callbacks put samples and outcomes in; a decision thread calls `step`. One condition guards what
+they share, and is never held while the engine runs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from dipod_ros.policy.decision import Decision
+from dipod_ros.serving.agent import Agent, Sampled
+from dipod_ros.serving.decisions import DecisionLog, Outcome
+from dipod_ros.serving.latency import LatencyWindow
+from dipod_ros.serving.notices import Notices
+from dipod_ros.serving.observation import ObservationBuffer, Sample
+from dipod_ros.serving.safety import FAULT, RESYNC, SafetyFilter
+from dipod_ros.serving.timeline import ChunkTimeline, Plan
+
+INTERFACES = ('trajectory', 'position')
+# The first runs of a process touch cold caches and say nothing about the next ones.
+LATENCY_WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How decisions become commands."""
+
+    # trajectory: one message per chunk; position: one message per control period
+    interface: str = 'trajectory'
+    # control steps of a chunk after which the next decision is due; 0 is the whole chunk
+    replan_steps: int = 0
+    # The command restarts from the arm when they have drifted this far apart while it stood (rad):
+    # somebody moved it, or a drive was off.
+    resync_rad: float = 0.1
+    # An inference longer than this is reported; the arm brakes by itself when its chunk ends.
+    watchdog_s: float = 0.5
+    joint_topic: str = 'joint_states'
+    # Applies to the joint positions where the policy does not set it.
+    joint_max_age_s: float = 0.2
+
+
+@dataclass(frozen=True, eq=False)
+class Command:
+    """What is to be sent for one plan or one control period; arrays in the robot's joint order."""
+
+    stamp_ns: int  # of the observation; 0 when the robot stamps nothing
+    plan: Plan
+    tick: int  # the tick that `setpoint` is for
+    setpoint: np.ndarray  # [A] rad, where the arm should be at that tick
+    decided: bool  # this begins a new chunk
+
+
+class Loop:
+    """State and bookkeeping shared by the lockstep and the real-time loop."""
+
+    def __init__(
+        self,
+        agent: Agent,
+        buffer: ObservationBuffer,
+        safety: SafetyFilter,
+        log: DecisionLog,
+        notices: Notices,
+        config: LoopConfig,
+        clock: Callable[[], float],
+    ) -> None:
+        """Take the parts; `clock` is steady, in seconds."""
+        self.agent = agent
+        self.buffer = buffer
+        self.safety = safety
+        self.log = log
+        self.notices = notices
+        self.config = config
+        self.clock = clock
+        self.timeline = ChunkTimeline(safety)
+        self.wake = threading.Condition()
+        self.tick = 0  # control periods committed so far
+        self.decision_latency = LatencyWindow(warmup=LATENCY_WARM_UP)
+        self.engine_latency = LatencyWindow(warmup=LATENCY_WARM_UP)
+        self._outcome: Outcome | None = None
+        self._acting = agent.policy  # whose decision is being executed
+        self._step = 0  # decisions since the episode began
+
+    def ready(self) -> bool:
+        """Tell whether `step` has something to do; call while holding `wake`."""
+        raise NotImplementedError
+
+    def step(self) -> tuple[Command, float] | None:
+        """Decide; return the command and when its observation came (steady clock)."""
+        raise NotImplementedError
+
+    def on_outcome(self, outcome: Outcome) -> None:
+        """Take what the world says about the time since it said so last."""
+        raise NotImplementedError
+
+    def notify(self) -> None:
+        """Wake the decision thread if what just arrived is what it waits for."""
+        with self.wake:
+            if self.ready():
+                self.wake.notify_all()
+
+    def finished_records(self, flush: bool = False) -> list[Decision]:
+        """Return the records that are complete by now; with `flush` the present one as well."""
+        with self.wake:
+            if flush and self.log.current is not None:
+                self._end_decision(self._newest_stamp_ns(), interrupted=True)
+            return self.log.finished(flush)
+
+    def sent(self, command: Command, received_s: float) -> None:
+        """Note that a command is out; `received_s` is when its observation came (steady clock)."""
+        latency = self.clock() - received_s
+        if command.decided:
+            self.decision_latency.add(latency)
+            with self.wake:
+                self.log.sent(latency)
+
+    @property
+    def episode(self) -> int:
+        """The episode that the newest observation belongs to; 0 when nobody tells."""
+        return 0 if self._outcome is None else self._outcome.episode_now
+
+    def _joint_sample(self) -> Sample | None:
+        return self.buffer.sample('joint_position', self.config.joint_topic)
+
+    def _newest_stamp_ns(self) -> int:
+        sample = self._joint_sample()
+        return 0 if sample is None else sample.stamp_ns
+
+    def _resync_if_apart(self, position: np.ndarray) -> None:
+        apart = float(np.max(np.abs(position - self.timeline.command(self.tick))))
+        if apart > self.config.resync_rad:
+            self.safety.count(RESYNC)
+            self.notices.event(
+                f'the arm is {apart:.2f} rad away from where it was told to stand: '
+                'starting again from where it is'
+            )
+            self.timeline.reset(position, self.tick)
+
+    def _run(self, observation: np.ndarray) -> Sampled:
+        """Sample a chunk; call without holding `wake`."""
+        start = self.clock()
+        sampled = self.agent.sample(observation)
+        self.engine_latency.add(self.clock() - start)
+        return sampled
+
+    def _schedule(self, sampled: Sampled, observed_tick: int) -> Plan | None:
+        """Make the plan for a sampled chunk; None when all of it comes too late."""
+        if sampled.fault:
+            self.safety.count(FAULT)
+            self.notices.set('engine', f'engine failed: {sampled.fault}; braking')
+            return self.timeline.brake(self.tick)
+        if not sampled.usable:
+            self.notices.set('engine', 'the policy gave numbers that are not finite; braking')
+        else:
+            self.notices.clear('engine', 'the engine works again')
+        chunk = sampled.policy.layout.to_robot(sampled.chunk)
+        return self.timeline.schedule(chunk, observed_tick, self.tick)
+
+    def _begin_decision(self, sampled: Sampled, plan: Plan, stamp_ns: int) -> None:
+        chunk = np.where(np.isfinite(sampled.chunk), sampled.chunk, np.float32(0))
+        self.log.begin(
+            Decision(
+                actor=self.agent.name,
+                seq=sampled.number,
+                episode=self.episode,
+                step=self._step,
+                policy_sha=sampled.policy.manifest.sha256,
+                stamp_s=stamp_ns * 1e-9,
+                observation=sampled.observation,
+                noise=sampled.noise,
+                chunk=chunk,
+                executed=np.full_like(chunk, np.nan),
+                reward=0.0,
+                success=False,
+                terminated=False,
+                truncated=False,
+                clamp_rad=plan.motion.clamp_rad,
+                interrupted=plan.chunk_start is None,
+                latency_s=0.0,
+            ),
+            stamp_ns,
+        )
+        self._acting = sampled.policy
+        self.agent.commit()
+        self._step += 1
+
+    def _end_decision(
+        self, stamp_ns: int, interrupted: bool = False, tick: int | None = None
+    ) -> None:
+        """End the decision being executed, if any, at `tick` (by default the present one)."""
+        plan = self.timeline.plan
+        if self.log.current is None or plan is None:
+            return
+        horizon = len(self.log.current.chunk)
+        executed = plan.executed(self.tick if tick is None else tick, horizon)
+        self.log.end(stamp_ns, self._acting.layout.to_policy(executed), interrupted)
+
+    def _setpoint(self) -> np.ndarray:
+        """Return where the spline is at the present tick [A]."""
+        plan = self.timeline.plan
+        return (plan.point(self.tick - 1) + plan.point(self.tick)) / 2

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The newest sample per stream, its age, and the observation vector made of them. numpy only.
+
+Nothing is ever filled in: a stream without a usable sample is a problem with a name, and there is
+no observation until it is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dipod_ros.policy.spec import PolicySpec, Stream
+
+# Two stamps closer than this are the same instant (float seconds of today resolve ~0.25 us).
+SAME_STAMP_NS = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One accepted sample; joint arrays are in the robot's joint order."""
+
+    values: np.ndarray  # float64
+    stamp_ns: int  # the sender's clock; 0 when it gave none
+    received_s: float  # steady clock
+
+
+@dataclass(frozen=True)
+class StreamProblem:
+    """Why a stream cannot be used now."""
+
+    stream: str
+    kind: str  # 'missing' | 'stale'
+    text: str
+
+
+class ObservationBuffer:
+    """Samples by (source, topic); filled by callbacks, read by the decision thread.
+
+    One reference is replaced per sample, so a reader sees the old sample or the new one, whole.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """Take a steady clock in seconds."""
+        self._clock = clock
+        self._samples: dict[tuple[str, str], Sample] = {}
+        self._rejections: dict[tuple[str, str], str] = {}
+        self.rejected = 0
+
+    def put(self, source: str, topic: str, values: np.ndarray, stamp_ns: int) -> bool:
+        """Keep a sample; return False when it is refused because a number is not finite.
+
+        A stamp that repeats does not renew the age: a driver that died behind a relay keeps
+        sending its last message. (Stamp 0 means that the sender has no clock.)
+        """
+        if not np.isfinite(values).all():
+            self.reject(source, topic, 'its last sample held numbers that are not finite')
+            return False
+        key = (source, topic)
+        received = self._clock()
+        before = self._samples.get(key)
+        if before is not None and stamp_ns and stamp_ns == before.stamp_ns:
+            received = before.received_s
+        self._samples[key] = Sample(values, stamp_ns, received)
+        self._rejections.pop(key, None)
+        return True
+
+    def reject(self, source: str, topic: str, reason: str) -> None:
+        """Note that a sample could not be used, and why; the last good one grows old."""
+        self._rejections[source, topic] = reason
+        self.rejected += 1
+
+    def sample(self, source: str, topic: str) -> Sample | None:
+        """Return the newest accepted sample."""
+        return self._samples.get((source, topic))
+
+    def age_s(self, source: str, topic: str) -> float | None:
+        """Return the age of the newest accepted sample on the steady clock."""
+        sample = self.sample(source, topic)
+        return None if sample is None else self._clock() - sample.received_s
+
+    def problem(
+        self, source: str, topic: str, max_age_s: float, name: str = ''
+    ) -> StreamProblem | None:
+        """Say what is wrong with a stream, or return None."""
+        age = self.age_s(source, topic)
+        if age is not None and age <= max_age_s:
+            return None
+        name = name or topic
+        because = self._rejections.get((source, topic))
+        because = f' ({because})' if because else ''
+        if age is None:
+            return StreamProblem(
+                name, 'missing', f'stream {name}: nothing received on {topic}{because}'
+            )
+        # The age itself stays out of the text, so that a lasting problem is one problem.
+        text = f'stream {name}: nothing new on {topic} for {max_age_s:g} s{because}'
+        return StreamProblem(name, 'stale', text)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._samples.clear()
+        self._rejections.clear()
+
+
+class ObservationLayout:
+    """How one policy's observation vector is made from a buffer, whatever the joint order."""
+
+    def __init__(self, spec: PolicySpec, robot_joints: Sequence[str]) -> None:
+        """Take a spec whose joints are those of the robot, in any order."""
+        self.spec = spec
+        # values_of_policy = values_of_robot[order]
+        self.order = np.array([robot_joints.index(j) for j in spec.joints], dtype=np.intp)
+        self._identity = bool(np.all(self.order == np.arange(len(self.order))))
+        self.sensed: tuple[Stream, ...] = tuple(s for s in spec.streams if s.source != 'command')
+        # A multiarray carries no stamp: in lockstep its newest sample counts.
+        self.stamped = tuple(s for s in self.sensed if s.source != 'vector')
+
+    def to_policy(self, values: np.ndarray) -> np.ndarray:
+        """Reorder the last axis [..., A] from the robot's joint order to the policy's."""
+        return values if self._identity else values[..., self.order]
+
+    def to_robot(self, values: np.ndarray) -> np.ndarray:
+        """Reorder the last axis [..., A] from the policy's joint order to the robot's."""
+        if self._identity:
+            return values
+        out = np.empty_like(values)
+        out[..., self.order] = values
+        return out
+
+    def problems(self, buffer: ObservationBuffer) -> list[StreamProblem]:
+        """Return what keeps an observation from being made now, stream by stream."""
+        found = (buffer.problem(s.source, s.topic, s.max_age_s, s.name) for s in self.sensed)
+        return [p for p in found if p is not None] + self._wrong_sizes(buffer)
+
+    def complete_at(self, buffer: ObservationBuffer, stamp_ns: int) -> bool:
+        """Tell whether every stream has a sample, and the stamped ones that of `stamp_ns`."""
+        for stream in self.sensed:
+            sample = buffer.sample(stream.source, stream.topic)
+            if sample is None or len(sample.values) != stream.size:
+                return False
+            if stream.source != 'vector' and abs(sample.stamp_ns - stamp_ns) > SAME_STAMP_NS:
+                return False
+        return True
+
+    def assemble(self, buffer: ObservationBuffer, command: np.ndarray) -> np.ndarray:
+        """Return the observation float32 [O]; `command` [A] is in the robot's joint order.
+
+        Raises KeyError when a stream was never received: ask `problems` or `complete_at` first.
+        """
+        vector = np.empty(self.spec.observation_size, dtype=np.float32)
+        at = 0
+        for stream in self.spec.streams:
+            if stream.source == 'command':
+                values = self.to_policy(command)
+            else:
+                sample = buffer.sample(stream.source, stream.topic)
+                if sample is None:
+                    raise KeyError(stream.name)
+                values = sample.values
+                if stream.source in ('joint_position', 'joint_velocity'):
+                    values = self.to_policy(values)
+            vector[at : at + stream.size] = values
+            at += stream.size
+        return vector
+
+    def _wrong_sizes(self, buffer: ObservationBuffer) -> list[StreamProblem]:
+        wrong = []
+        for stream in self.sensed:
+            sample = buffer.sample(stream.source, stream.topic)
+            if sample is not None and len(sample.values) != stream.size:
+                text = (
+                    f'stream {stream.name}: {len(sample.values)} numbers on {stream.topic}, '
+                    f'the policy needs {stream.size}'
+                )
+                wrong.append(StreamProblem(stream.name, 'size', text))
+        return wrong

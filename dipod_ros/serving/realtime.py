@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real time: the world does not wait. numpy, an injected clock, no ROS, no threads.
+
+Two callers: `control` once per control period commits the next control point, `step` samples chunks
+in between. Whatever `step` does, however late it is, `control` finds a plan that ends at rest.
+"""
+
+from __future__ import annotations
+
+from dipod_ros.serving.decisions import Outcome
+from dipod_ros.serving.loop import Command, Loop
+from dipod_ros.serving.observation import SAME_STAMP_NS, StreamProblem
+from dipod_ros.serving.safety import ESTOP, STALE, UNDERRUN, WATCHDOG, Watchdog
+from dipod_ros.serving.stamp_clock import StampClock
+
+# Which latency the next decision allows for: nearly the worst of the last few hundred.
+LATENCY_PERCENTILE = 99.0
+# A decision begins when a period does; one that takes up to this part of it costs no period.
+FREE_PART_OF_PERIOD = 0.75
+STOPPING = 'stopping'
+
+
+class RealTimeLoop(Loop):
+    """Receding horizon on a steady grid of control periods."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        """Take what `Loop` takes."""
+        super().__init__(*args, **kwargs)
+        self.watchdog = Watchdog(self.config.watchdog_s, self.clock)
+        self.stamps = StampClock()
+        self.late_periods = 0  # control periods that were noticed too late
+        self._grid_s: float | None = None  # steady time of tick 0
+        self._held = ''  # why nothing may move, '' when it may
+        self._sent: object = None  # the plan that was sent last
+        self._tried_tick = -1  # tick of the newest observation that a decision was tried on
+        self._generation = 0  # changes when whatever is being sampled is void
+        self._reset_ns: int | None = None  # joint samples before this are from another world
+        self._stopping = False
+
+    def on_outcome(self, outcome: Outcome) -> None:
+        """Take an outcome; a reset makes everything planned void."""
+        with self.wake:
+            self.log.judge(outcome)
+            if outcome.reset:
+                self._end_decision(outcome.stamp_ns)
+                self.timeline.clear()
+                self._generation += 1
+                self._reset_ns = outcome.stamp_ns
+                self._step = 0
+            self._outcome = outcome
+            self.wake.notify_all()
+
+    def stop(self) -> None:
+        """Brake and decide nothing more; `at_rest` tells when it is done."""
+        with self.wake:
+            self._stopping = True
+            self.wake.notify_all()
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether the command has come to its end."""
+        plan = self.timeline.plan
+        return plan is None or (
+            plan.chunk_start is None and self.tick >= plan.start + len(plan.motion.points)
+        )
+
+    def tick_time_s(self, tick: int) -> float:
+        """Return the steady time of a tick, at which the arm passes its knot of the spline."""
+        return (self.clock() if self._grid_s is None else self._grid_s) + tick * self.safety.dt
+
+    def next_control_s(self) -> float:
+        """Return when `control` is due next, on the steady clock."""
+        return self.clock() if self._grid_s is None else self.tick_time_s(self.tick)
+
+    def control(self) -> Command | None:
+        """Commit the control point that is due; before its time, just look for reasons to stop.
+
+        Returns what has to be sent: in `position` once per period, in `trajectory` whenever the
+        plan changed; None when there is nothing.
+        """
+        with self.wake:
+            sample = self._joint_sample()
+            if sample is not None:
+                self.stamps.observe(sample.stamp_ns, sample.received_s)
+            before = self.tick
+            self._advance()
+            self._check_streams(before)
+            self._check_decisions(before)
+            self.notify()
+            plan = self.timeline.plan
+            if plan is None:
+                return None
+            news = self.tick > before
+            if self.config.interface == 'trajectory':
+                news = plan is not self._sent
+            self._sent = plan
+            if not news:
+                return None
+            return Command(self._newest_stamp_ns(), plan, self.tick, self._setpoint(), False)
+
+    def ready(self) -> bool:
+        """Tell whether a decision is due; call while holding `wake`."""
+        # One try per period: an engine that fails at once must not be asked in a busy loop.
+        if self._stopping or self._grid_s is None or self.tick <= self._tried_tick:
+            return False
+        if self.safety.estop.latched or self._problems():
+            return False
+        if self.timeline.index(self.tick) is None:
+            return True
+        replan = self.config.replan_steps or self._horizon
+        # Early enough that the new chunk is there when `replan` steps of this one are behind.
+        return self.timeline.consumed(self.tick) + self.latency_ticks() >= replan
+
+    def latency_ticks(self) -> int:
+        """Return how many control periods pass while a decision is made."""
+        latency_s = self.engine_latency.percentile(LATENCY_PERCENTILE)
+        ticks = int(latency_s / self.safety.dt + 1.0 - FREE_PART_OF_PERIOD)
+        return min(ticks, self._horizon - 1)
+
+    def step(self) -> tuple[Command, float] | None:
+        """Decide on the newest observation; None when that is not wanted or came to nothing.
+
+        Returns the command and when its observation came. In `position`, `control` sends it.
+        """
+        with self.wake:
+            if not self.ready():
+                return None
+            self._tried_tick = observed_tick = self.tick
+            policy = self.agent.begin()
+            if policy.layout.problems(self.buffer):
+                return None  # a policy that just took over needs a stream that is on its way
+            sample = self._joint_sample()
+            if self.timeline.plan is None:
+                self.timeline.reset(sample.values, self.tick)
+            elif self._held:
+                self._resync_if_apart(sample.values)
+            generation = self._generation
+            vector = policy.layout.assemble(self.buffer, self.timeline.command(self.tick))
+            self.watchdog.begin()
+        sampled = self._run(vector)
+        with self.wake:
+            self.watchdog.end()
+            self.notices.clear('watchdog', 'decisions are in time again')
+            if generation != self._generation or self.safety.estop.latched or self._stopping:
+                return None
+            if self.tick - observed_tick >= len(sampled.chunk):
+                self.notices.set(
+                    'late',
+                    f'a decision takes longer than the {len(sampled.chunk)} control periods of its '
+                    'chunk: none of it can be executed',
+                )
+                return None
+            self.notices.clear('late', 'decisions are in time again')
+            self._end_decision(sample.stamp_ns)
+            plan = self._schedule(sampled, observed_tick)
+            self._begin_decision(sampled, plan, sample.stamp_ns)
+            self._held = ''
+            self._sent = plan
+            command = Command(sample.stamp_ns, plan, self.tick, self._setpoint(), True)
+            return command, sample.received_s
+
+    def _advance(self) -> None:
+        """Bring the tick up to the present."""
+        now, dt = self.clock(), self.safety.dt
+        if self._grid_s is None:
+            self._grid_s = now - self.tick * dt
+        # Rounding must not make a wake-up that is exactly on time one period early.
+        behind = int((now - self._grid_s) / dt + 1e-6) + 1 - self.tick
+        if behind <= 0:
+            return
+        self.late_periods += behind - 1
+        if self.config.interface == 'position':
+            # No point may be skipped: after a stall the plan goes on where it was.
+            self._grid_s += (behind - 1) * dt
+            behind = 1
+        self.tick += behind
+
+    def _check_streams(self, before: int) -> None:
+        """Brake from tick `before`, once, when there is a reason to."""
+        problems = self._problems()
+        for name in {s.name for s in self.agent.policy.layout.sensed} - {
+            p.stream for p in problems
+        }:
+            self.notices.clear(f'stream {name}')
+        for problem in problems:
+            self.notices.set(f'stream {problem.stream}', problem.text)
+        if self.safety.estop.latched:
+            reason = ESTOP
+        elif problems:
+            reason = STALE
+        else:
+            reason = STOPPING if self._stopping else ''
+        if not reason or reason == self._held:
+            return
+        if self.timeline.plan is not None:
+            if not self._held:
+                self._end_decision(self._newest_stamp_ns(), interrupted=True, tick=before)
+                self.timeline.brake(before)
+            if reason != STOPPING:
+                self.safety.count(reason)
+        self._generation += 1
+        self._held = reason
+
+    def _check_decisions(self, before: int) -> None:
+        plan = self.timeline.plan
+        if (
+            plan is not None
+            and plan.chunk_start is not None
+            and before <= plan.chunk_end < self.tick
+        ):
+            self.safety.count(UNDERRUN)
+        if self.watchdog.expired:
+            text = f'a decision takes longer than watchdog_s {self.watchdog.timeout_s:g}: braking'
+            if text not in self.notices.active:
+                self.safety.count(WATCHDOG)
+            self.notices.set('watchdog', text)
+
+    def _problems(self) -> list[StreamProblem]:
+        found = self.agent.policy.layout.problems(self.buffer)
+        topic = self.config.joint_topic
+        joint = self.buffer.problem('joint_position', topic, self.config.joint_max_age_s)
+        if joint is None and self._reset_ns is not None:
+            if self._newest_stamp_ns() < self._reset_ns - SAME_STAMP_NS:
+                text = f'stream {topic}: nothing since the reset of the world'
+                joint = StreamProblem(topic, 'stale', text)
+            else:
+                self._reset_ns = None
+        covered = joint is None or any(p.stream == topic for p in found)
+        return found if covered else [*found, joint]
+
+    @property
+    def _horizon(self) -> int:
+        return self.agent.policy.manifest.spec.horizon

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stands between a chunk and the arm: limits, NaN gate, e-stop latch, watchdog. numpy only.
+
+Everything that leaves here ends at rest: control points for the chunk, then braking points. So a
+server that dies, hangs or falls silent after any message leaves an arm that stops within its
+limits, without anybody having to notice.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from dipod_ros.policy.limits import TOLERANCE_RAD, JointLimits, LimitFilter
+
+# Interventions, by the name under which they are counted and reported.
+LIMIT = 'limit'  # a target was moved to stay within the limits
+NOT_FINITE = 'not_finite'  # a chunk held NaN or infinity: braked instead
+STALE = 'stale'  # an observation stream fell silent: braked and held
+UNDERRUN = 'underrun'  # the chunk ended before its successor was there: braked
+WATCHDOG = 'watchdog'  # a decision took longer than allowed
+FAULT = 'fault'  # the engine raised an error: braked
+ESTOP = 'estop'  # stopped on request
+RESYNC = 'resync'  # the command restarted from where the arm is
+INTERVENTIONS = (LIMIT, NOT_FINITE, STALE, UNDERRUN, WATCHDOG, FAULT, ESTOP, RESYNC)
+
+# A command closer than this to its target was not moved in any sense that matters (float32 noise).
+CLAMP_REPORT_RAD = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Motion:
+    """Control points that are safe to execute; the last ones bring the arm to rest."""
+
+    points: np.ndarray  # [K, A] rad: those of the chunk, then the braking tail
+    horizon: int  # how many of them answer the chunk
+    clamp_rad: float  # largest distance between a target and its point
+
+
+class EStop:
+    """A latch: set by anybody, cleared only on purpose."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._reason = ''
+
+    @property
+    def latched(self) -> bool:
+        """Whether motion is forbidden."""
+        return bool(self._reason)
+
+    @property
+    def reason(self) -> str:
+        """Who latched it, '' while it is clear."""
+        return self._reason
+
+    def latch(self, reason: str) -> bool:
+        """Forbid motion; return True when it was allowed until now."""
+        with self._lock:
+            news = not self._reason
+            if news:
+                self._reason = reason or 'requested'
+            return news
+
+    def reset(self) -> bool:
+        """Allow motion again; return True when it was forbidden."""
+        with self._lock:
+            news, self._reason = bool(self._reason), ''
+            return news
+
+
+class Watchdog:
+    """Tells when work that was begun is not finished in time, on an injected steady clock."""
+
+    def __init__(self, timeout_s: float, clock: Callable[[], float]) -> None:
+        self.timeout_s = timeout_s
+        self._clock = clock
+        self._since: float | None = None
+
+    def begin(self) -> None:
+        """Work begins."""
+        self._since = self._clock()
+
+    def end(self) -> None:
+        """Work is done."""
+        self._since = None
+
+    @property
+    def expired(self) -> bool:
+        """Whether the present piece of work takes too long."""
+        since = self._since
+        return since is not None and self._clock() - since > self.timeout_s
+
+
+class SafetyFilter:
+    """Turns targets into motions within limits; counts every time it had to step in."""
+
+    def __init__(self, limits: JointLimits, dt: float) -> None:
+        """Take the robot's limits and the control period in seconds."""
+        self.limits = limits
+        self.dt = dt
+        self.estop = EStop()
+        self.counts: Counter[str] = Counter(dict.fromkeys(INTERVENTIONS, 0))
+        self._filter = LimitFilter(limits, dt)
+
+    def count(self, intervention: str) -> None:
+        """Count one intervention that was decided elsewhere."""
+        self.counts[intervention] += 1
+
+    def clip(self, position: np.ndarray) -> np.ndarray:
+        """Return a position [A] within the position limits."""
+        return np.clip(position, self.limits.lower, self.limits.upper)
+
+    def follow(self, position: np.ndarray, velocity: np.ndarray, targets: np.ndarray) -> Motion:
+        """Follow absolute targets [H, A] (rad) from a control point [A] and its velocity [A].
+
+        A target that is not finite refuses the whole chunk: half of a broken chunk is not half
+        right. While the e-stop is latched every motion is a stop.
+        """
+        if self.estop.latched:
+            return self.brake(position, velocity)
+        if not np.isfinite(targets).all():
+            self.count(NOT_FINITE)
+            return self.brake(position, velocity)
+        follower = self._filter
+        follower.position, follower.velocity = position, velocity
+        points = np.empty_like(targets)
+        for k, target in enumerate(targets):
+            points[k] = follower.step(target)
+        clamp = float(np.max(np.abs(points - targets), initial=0.0))
+        if clamp > CLAMP_REPORT_RAD:
+            self.count(LIMIT)
+        tail = self._tail(follower.position, follower.velocity)
+        return Motion(np.concatenate([points, tail]), len(points), clamp)
+
+    def brake(self, position: np.ndarray, velocity: np.ndarray) -> Motion:
+        """Come to rest as fast as the acceleration limits allow."""
+        return Motion(self._tail(position, velocity), 0, 0.0)
+
+    def _tail(self, position: np.ndarray, velocity: np.ndarray) -> np.ndarray:
+        """Return braking points [K, A], K at least 1; the last step is 0, so the arm is at rest.
+
+        Each joint sheds speed at its own limit. The filter only ever reaches speeds from which
+        this ends inside the position limits, so the clip below acts on round-off alone.
+        """
+        step = self.limits.acceleration * self.dt
+        speed = np.abs(velocity)
+        speed = np.where(speed * self.dt <= TOLERANCE_RAD, 0.0, speed)
+        count = max(1, int(np.ceil(np.max(speed / step))))
+        left = np.maximum(speed - np.arange(1, count + 1)[:, None] * step, 0.0)
+        points = position + np.cumsum(np.copysign(left, velocity) * self.dt, axis=0)
+        return np.clip(points, self.limits.lower, self.limits.upper)

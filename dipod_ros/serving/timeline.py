@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which control point belongs to which control tick, across chunks. numpy, ticks are injected.
+
+A tick counts control periods. The point of tick k is what the spline passes on its way at that
+tick; a chunk that was sampled for the observation at tick s has its first target at s + 1, whatever
+time it took to sample: alignment is by what was really consumed, never by an estimate of latency.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dipod_ros.policy.limits import spline_knots
+from dipod_ros.serving.safety import Motion, SafetyFilter
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Control points from tick `start` + 1 on; after the last one the command holds."""
+
+    start: int  # tick of `previous`
+    previous: np.ndarray  # [A] control point at `start`
+    velocity: np.ndarray  # [A] rad/s of the step that led to it
+    motion: Motion
+    chunk_start: int | None  # tick of the observation that the chunk answers; None when braking
+
+    @property
+    def chunk_end(self) -> int:
+        """Tick of the last point that answers the chunk."""
+        return self.start + self.motion.horizon
+
+    def point(self, tick: int) -> np.ndarray:
+        """Return the control point [A] of a tick, `previous` before the plan, the last after it."""
+        k = tick - self.start
+        return self.previous if k <= 0 else self.motion.points[min(k, len(self.motion.points)) - 1]
+
+    def velocity_at(self, tick: int, dt: float) -> np.ndarray:
+        """Return the velocity [A] (rad/s) of the step that leads to `tick`."""
+        if tick <= self.start:
+            return self.velocity
+        return (self.point(tick) - self.point(tick - 1)) / dt
+
+    def knots(self, dt: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return setpoint positions and velocities [K, A] at ticks start + 1, start + 2, ..."""
+        return spline_knots(self.previous, self.motion.points, dt)
+
+    def executed(self, tick: int, horizon: int) -> np.ndarray:
+        """Return the control points [horizon, A] commanded by `tick`, NaN where there were none."""
+        out = np.full((horizon, self.previous.shape[-1]), np.nan)
+        if self.chunk_start is not None:
+            count = min(max(tick - self.start, 0), self.motion.horizon)
+            first = self.start - self.chunk_start
+            out[first : first + count] = self.motion.points[:count]
+        return out
+
+
+class ChunkTimeline:
+    """The present plan, and how the next one continues it in position and velocity."""
+
+    def __init__(self, safety: SafetyFilter) -> None:
+        """Start unsynchronised: nothing may be planned before `reset`."""
+        self._safety = safety
+        self.plan: Plan | None = None
+
+    def reset(self, position: np.ndarray, tick: int) -> Plan:
+        """Put the command at rest at a measured position [A] (rad), clipped into the limits."""
+        start = self._safety.clip(np.asarray(position, dtype=np.float64))
+        rest = Motion(start[None].copy(), 0, 0.0)
+        self.plan = Plan(tick, start, np.zeros_like(start), rest, None)
+        return self.plan
+
+    def clear(self) -> None:
+        """Forget where the command is."""
+        self.plan = None
+
+    def command(self, tick: int) -> np.ndarray:
+        """Return the control point [A] at a tick."""
+        return self._present.point(tick)
+
+    def schedule(self, chunk: np.ndarray, observed_tick: int, tick: int) -> Plan | None:
+        """Continue from `tick` towards a chunk [H, A] of increments, observed at `observed_tick`.
+
+        Targets whose time has passed are left out. Returns the new plan, or None (and keeps the
+        present one, which ends at rest) when all of them have.
+        """
+        late = tick - observed_tick
+        if late >= len(chunk):
+            return None
+        base = self._present.point(observed_tick)
+        targets = base + np.cumsum(chunk, axis=0, dtype=np.float64)
+        position, velocity = self._state(tick)
+        motion = self._safety.follow(position, velocity, targets[late:])
+        chunk_start = observed_tick if motion.horizon else None
+        self.plan = Plan(tick, position, velocity, motion, chunk_start)
+        return self.plan
+
+    def brake(self, tick: int) -> Plan:
+        """Continue from `tick` to a stop."""
+        position, velocity = self._state(tick)
+        motion = self._safety.brake(position, velocity)
+        self.plan = Plan(tick, position, velocity, motion, None)
+        return self.plan
+
+    def index(self, tick: int) -> int | None:
+        """Return which step of the chunk is due after `tick`; None on an under-run."""
+        plan = self.plan
+        if plan is None or plan.chunk_start is None or not plan.start <= tick < plan.chunk_end:
+            return None
+        return tick - plan.chunk_start
+
+    def remaining(self, tick: int) -> int:
+        """Return how many ticks the chunk still covers."""
+        plan = self.plan
+        return 0 if plan is None or plan.chunk_start is None else max(0, plan.chunk_end - tick)
+
+    def consumed(self, tick: int) -> int:
+        """Return how many steps of the chunk are behind, those that came too late included."""
+        plan = self.plan
+        return 0 if plan is None or plan.chunk_start is None else tick - plan.chunk_start
+
+    @property
+    def _present(self) -> Plan:
+        if self.plan is None:
+            raise RuntimeError('the timeline has no position yet: call reset first')
+        return self.plan
+
+    def _state(self, tick: int) -> tuple[np.ndarray, np.ndarray]:
+        plan = self._present
+        return plan.point(tick), plan.velocity_at(tick, self._safety.dt)
