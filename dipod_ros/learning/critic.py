@@ -61,7 +61,8 @@ def generalized_advantages(
     All arguments [M]; `last` marks the final decision of each episode in the batch, whether the
     episode ended there or was cut off.
     """
-    delta = rewards + gamma * next_values * (~terminated) - values
+    # Not a product with ~terminated: what followed an end may be no number.
+    delta = rewards + gamma * next_values.masked_fill(terminated, 0.0) - values
     advantages = torch.zeros_like(delta)
     running = torch.zeros(())
     for t in range(len(delta) - 1, -1, -1):

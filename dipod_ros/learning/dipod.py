@@ -53,7 +53,7 @@ class DipodConfig:
             raise UserError(
                 f'trust_region {self.trust_region!r} is not one of {list(TRUST_REGIONS)}'
             )
-        if self.beta < 0:
+        if not self.beta >= 0:
             raise UserError(f'beta must not be negative, got {self.beta}')
         for name in ('epochs', 'minibatches', 'samples_per_action'):
             if getattr(self, name) < 1:
