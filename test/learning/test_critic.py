@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Advantages by hand, and a critic that finds a value function it is shown."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip('torch')
+
+from dipod_ros.learning.critic import (  # noqa: E402
+    CriticConfig,
+    CriticTrainer,
+    generalized_advantages,
+)
+
+NAN = float('nan')
+
+
+def gae(rewards, values, following, terminated, last, gamma=0.9, gae_lambda=0.5):
+    return generalized_advantages(
+        torch.tensor(rewards),
+        torch.tensor(values),
+        torch.tensor(following),
+        torch.tensor(terminated),
+        torch.tensor(last),
+        gamma,
+        gae_lambda,
+    )
+
+
+def test_a_terminated_episode_by_hand():
+    """delta = 1 + .9 * 1 - .5 = 1.4 and 2 - 1 = 1; A = 1.4 + .45 * 1 = 1.85 and 1."""
+    got = gae([1.0, 2.0], [0.5, 1.0], [1.0, 7.0], [False, True], [False, True])
+    torch.testing.assert_close(got, torch.tensor([1.85, 1.0]))
+
+
+def test_a_truncated_episode_goes_on_in_the_value_of_its_last_observation():
+    """delta = 0 + 0 - 1, 1 + 1.8 - 0, 0 + 2.7 - 2; A = .7, 2.8 + .45 * .7, -1 + .45 * 3.115."""
+    got = gae([0.0, 1.0, 0.0], [1.0, 0.0, 2.0], [0.0, 2.0, 3.0], [False] * 3, [False, False, True])
+    torch.testing.assert_close(got, torch.tensor([-1 + 0.45 * 3.115, 3.115, 0.7]))
+
+
+def test_episodes_in_one_batch_do_not_leak_into_each_other():
+    first = ([1.0, 2.0], [0.5, 1.0], [1.0, 7.0], [False, True], [False, True])
+    second = ([0.0, 1.0], [1.0, 0.0], [0.0, 3.0], [False, False], [False, True])
+    both = gae(*(a + b for a, b in zip(first, second, strict=True)))
+    torch.testing.assert_close(both, torch.cat([gae(*first), gae(*second)]))
+
+
+def test_lambda_one_gives_discounted_returns_and_lambda_zero_one_step_errors():
+    episode = ([1.0, 2.0, 4.0], [9.0, 9.0, 9.0], [9.0, 9.0, 0.0], [False, False, True])
+    last = [False, False, True]
+    returns = gae(*episode, last, gae_lambda=1.0) + 9
+    torch.testing.assert_close(returns, torch.tensor([1 + 0.9 * 2 + 0.81 * 4, 2 + 3.6, 4.0]))
+    errors = gae(*episode, last, gae_lambda=0.0)
+    torch.testing.assert_close(errors, torch.tensor([1 + 8.1 - 9, 2 + 8.1 - 9, 4.0 - 9]))
+
+
+def test_what_followed_the_end_is_ignored_whatever_it_is():
+    got = gae([1.0, 2.0], [0.5, 1.0], [1.0, NAN], [False, True], [False, True])
+    torch.testing.assert_close(got, torch.tensor([1.85, 1.0]))
+
+
+@pytest.fixture
+def trainer():
+    torch.manual_seed(0)
+    return CriticTrainer(2, CriticConfig(width=64))
+
+
+def test_the_critic_finds_a_known_value_function(make_policy, make_rollout, trainer):
+    policy = make_policy()
+    rollout = make_rollout(policy, episodes=512, length=1)
+    o = torch.from_numpy(rollout.observations)
+    truth = torch.sin(2 * o[:, 0]) + o[:, 1]
+    explained = [
+        trainer.fit(policy, rollout, truth, torch.Generator().manual_seed(i)) for i in range(20)
+    ]
+    assert explained[0] < 0.5  # reported before the fit
+    assert explained[-1] > 0.97
+    unseen = torch.randn(200, 2, generator=torch.Generator().manual_seed(99)).clamp(-2, 2)
+    truth = torch.sin(2 * unseen[:, 0]) + unseen[:, 1]
+    residual = trainer.critic(unseen).detach() - truth
+    assert residual.var() < 0.05 * truth.var()
+
+
+def test_returns_are_advantages_plus_values_on_normalised_observations(
+    make_policy, make_rollout, trainer
+):
+    policy = make_policy()
+    rng = np.random.default_rng(0)
+    policy.normalizer.fit(rng.normal(5, 3, (100, 2)), rng.normal(size=(100, 2)))
+    rollout = make_rollout(policy, episodes=3, length=2)
+    advantages, returns = trainer.advantages(policy, rollout)
+    with torch.no_grad():
+        o = policy.normalizer.observation(torch.from_numpy(rollout.observations))
+        n = policy.normalizer.observation(torch.from_numpy(rollout.next_observations))
+        values, following = trainer.critic(o), trainer.critic(n)
+    torch.testing.assert_close(returns - advantages, values, rtol=0, atol=1e-5)
+    expected = generalized_advantages(
+        torch.from_numpy(rollout.rewards),
+        values,
+        following,
+        torch.from_numpy(rollout.terminated),
+        torch.from_numpy(rollout.last),
+        0.99,
+        0.95,
+    )
+    torch.testing.assert_close(advantages, expected)
+    assert not advantages.requires_grad and not returns.requires_grad
+
+
+def test_fitting_leaves_the_policy_alone(make_policy, make_rollout, trainer, assert_same_weights):
+    policy = make_policy()
+    rollout = make_rollout(policy)
+    trainer.fit(policy, rollout, torch.zeros(len(rollout)), torch.Generator().manual_seed(0))
+    assert_same_weights(policy, make_policy())
+
+
+def test_values_that_explain_nothing_have_explained_variance_below_zero(
+    make_policy, make_rollout, trainer
+):
+    policy = make_policy()
+    rollout = make_rollout(policy, episodes=64)
+    o = torch.from_numpy(rollout.observations)
+    wrong = -3 * trainer.critic(o).detach()
+    explained = trainer.fit(policy, rollout, wrong, torch.Generator().manual_seed(0))
+    # residual = -4 V against returns -3 V: 1 - 16/9.
+    assert explained == pytest.approx(1 - 16 / 9, rel=1e-3)
+
+
+def test_fits_repeat_with_their_generator(make_policy, make_rollout):
+    policy = make_policy()
+    rollout = replace(make_rollout(policy))
+    nets = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(0)
+        trainer = CriticTrainer(2, CriticConfig(width=16))
+        trainer.fit(policy, rollout, torch.ones(len(rollout)), torch.Generator().manual_seed(seed))
+        nets.append(torch.cat([p.flatten() for p in trainer.critic.parameters()]))
+    assert torch.equal(nets[0], nets[1]) and not torch.equal(nets[0], nets[2])
