@@ -14,6 +14,7 @@ from typing import Protocol
 
 import rclpy
 from rclpy.clock import Clock, ClockType
+from rclpy.context import Context
 from rclpy.executors import Executor, ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
@@ -77,12 +78,13 @@ def steady_clock() -> Clock:
     return Clock(clock_type=ClockType.STEADY_TIME)
 
 
-def make_executor() -> Executor:
+def make_executor(context: Context | None = None) -> Executor:
     """Return the best executor of this distribution: events-based, else single-threaded.
 
     Never the multi-threaded one: it spins busily (ros2/rclpy#1452).
     """
-    return SingleThreadedExecutor() if EventsExecutor is None else EventsExecutor()
+    best = SingleThreadedExecutor if EventsExecutor is None else EventsExecutor
+    return best(context=context)
 
 
 def spin_slice(executor: Executor, timeout_s: float = SPIN_SLICE_S) -> None:

@@ -64,6 +64,11 @@ class RealTimeLoop(Loop):
             plan.chunk_start is None and self.tick >= plan.start + len(plan.motion.points)
         )
 
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called and the arm has come to rest since."""
+        return self._stopping and self.at_rest
+
     def tick_time_s(self, tick: int) -> float:
         """Return the steady time of a tick, at which the arm passes its knot of the spline."""
         return (self.clock() if self._grid_s is None else self._grid_s) + tick * self.safety.dt

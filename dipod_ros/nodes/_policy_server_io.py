@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy server's topics: sensor messages into the buffer, commands and records out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from geometry_msgs.msg import PointStamped
+from rclpy.lifecycle import LifecycleNode
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Float64MultiArray, UInt8MultiArray
+from trajectory_msgs.msg import JointTrajectory
+
+from dipod_ros.policy.decision import Decision, encode
+from dipod_ros.policy.spec import Stream
+from dipod_ros.ros import messages, qos
+from dipod_ros.serving.decisions import Outcome
+from dipod_ros.serving.loop import Command
+from dipod_ros.serving.observation import ObservationBuffer
+from dipod_ros.serving.realtime import RealTimeLoop
+
+
+class SensorInput:
+    """Subscriptions that fill the observation buffer; callbacks store and return."""
+
+    def __init__(
+        self,
+        node: LifecycleNode,
+        buffer: ObservationBuffer,
+        joints: tuple[str, ...],
+        lockstep: bool,
+        on_sample: Callable[[], None],
+        on_outcome: Callable[[Outcome], None],
+    ) -> None:
+        """Listen to outcomes; `listen` adds streams. `on_sample` follows every stored sample."""
+        self._node = node
+        self._buffer = buffer
+        self._on_sample = on_sample
+        self._on_outcome = on_outcome
+        self._index = messages.JointIndex(joints)
+        # In lockstep a lost sample stalls the world until it asks again.
+        self._qos = qos.STATE if lockstep else qos.SENSOR
+        self._topics: dict[tuple[type, str], object] = {}
+        self._velocity_topics: set[str] = set()
+        self._subscribe(Float64MultiArray, 'outcome', self._outcome, qos.OUTCOME)
+
+    def listen(self, stream: Stream) -> None:
+        """Subscribe to what a stream needs, once per topic."""
+        if stream.source == 'command':
+            return
+        if stream.source == 'joint_velocity':
+            self._velocity_topics.add(stream.topic)
+        kind, read = {
+            'joint_position': (JointState, self._joint_state),
+            'joint_velocity': (JointState, self._joint_state),
+            'point': (PointStamped, self._point),
+            'vector': (Float64MultiArray, self._vector),
+        }[stream.source]
+        topic = stream.topic
+        self._subscribe(kind, topic, lambda msg: read(topic, msg), self._qos)
+
+    def close(self) -> None:
+        """Stop listening."""
+        for subscription in self._topics.values():
+            self._node.destroy_subscription(subscription)
+        self._topics.clear()
+
+    def _subscribe(self, kind: type, topic: str, callback: Callable, profile) -> None:
+        if (kind, topic) not in self._topics:
+            self._topics[kind, topic] = self._node.create_subscription(
+                kind, topic, callback, profile
+            )
+
+    def _joint_state(self, topic: str, msg: JointState) -> None:
+        if not any(j in msg.name for j in self._index.joints):
+            return  # another part of the robot publishes here too
+        stamp = messages.stamp_ns(msg.header.stamp)
+        # Positions last: their arrival completes the message for whoever waits for it.
+        if topic in self._velocity_topics:
+            self._store('joint_velocity', topic, self._index.velocities, msg, stamp)
+        self._store('joint_position', topic, self._index.positions, msg, stamp)
+        self._on_sample()
+
+    def _store(self, source: str, topic: str, read: Callable, msg: JointState, stamp: int) -> None:
+        try:
+            self._buffer.put(source, topic, read(msg), stamp)
+        except messages.MessageError as error:
+            self._buffer.reject(source, topic, str(error))
+
+    def _point(self, topic: str, msg: PointStamped) -> None:
+        stamp = messages.stamp_ns(msg.header.stamp)
+        self._buffer.put('point', topic, messages.read_point(msg), stamp)
+        self._on_sample()
+
+    def _vector(self, topic: str, msg: Float64MultiArray) -> None:
+        self._buffer.put('vector', topic, np.asarray(msg.data, dtype=np.float64), 0)
+        self._on_sample()
+
+    def _outcome(self, msg: Float64MultiArray) -> None:
+        try:
+            outcome = messages.read_outcome(msg)
+        except messages.MessageError as error:
+            self._node.get_logger().warning(f'outcome: {error}', throttle_duration_sec=10.0)
+            return
+        self._on_outcome(outcome)
+
+
+class CommandOutput:
+    """Publishes commands in one of the two forms that ros2_control's controllers listen to."""
+
+    def __init__(
+        self,
+        node: LifecycleNode,
+        joints: tuple[str, ...],
+        controller: str,
+        interface: str,
+        control_period_s: float,
+        lockstep: bool,
+    ) -> None:
+        """Create the publisher; it is mute until the node is active."""
+        self._dt = control_period_s
+        self._lockstep = lockstep
+        self._trajectory = interface == 'trajectory'
+        if self._trajectory:
+            self._writer = messages.TrajectoryWriter(joints, control_period_s)
+            kind, topic = JointTrajectory, f'{controller}/joint_trajectory'
+        else:
+            kind, topic = Float64MultiArray, f'{controller}/commands'
+        self._node = node
+        self._publisher = node.create_lifecycle_publisher(kind, topic, qos.COMMAND)
+        self.topic = self._publisher.topic_name
+        self.sent = 0
+
+    def send(self, command: Command, loop: object) -> None:
+        """Publish a command of `loop`."""
+        if not self._trajectory:
+            stamp = command.stamp_ns if self._lockstep else None
+            msg = messages.commands_msg(command.setpoint, stamp)
+        elif self._lockstep:
+            msg = self._writer.message(command.stamp_ns, *command.plan.knots(self._dt))
+        else:
+            msg = self._timed(command, loop)
+        self._publisher.publish(msg)
+        self.sent += 1
+
+    def close(self) -> None:
+        """Destroy the publisher."""
+        self._node.destroy_lifecycle_publisher(self._publisher)
+
+    def _timed(self, command: Command, loop: RealTimeLoop) -> JointTrajectory:
+        """Give the points their times on the robot's clock, on one grid across chunks."""
+        plan = command.plan
+        positions, velocities = plan.knots(self._dt)
+        period_ns = round(self._dt * messages.NS_PER_S)
+        start_s = loop.tick_time_s(plan.start)
+        start_ns = loop.stamps.stamp_ns(start_s)
+        if start_ns is None or not command.stamp_ns:
+            # A robot without a clock: execution begins when the message arrives.
+            offset_ns = round((start_s - loop.clock()) * messages.NS_PER_S)
+            return self._writer.message(0, positions, velocities, max(offset_ns, -period_ns // 2))
+        # The knot of `start` lies on the present segment: with it, the controller goes on exactly
+        # where it is instead of interpolating from its last update.
+        knot = plan.previous - plan.velocity * (self._dt / 2)
+        positions = np.concatenate([knot[None], positions])
+        velocities = np.concatenate([plan.velocity[None], velocities])
+        offset_ns = start_ns - command.stamp_ns - period_ns
+        past = max(0, -(offset_ns // period_ns) - 1)  # knots before the stamp cannot be expressed
+        return self._writer.message(
+            command.stamp_ns, positions[past:], velocities[past:], offset_ns + past * period_ns
+        )
+
+
+class RecordOutput:
+    """Publishes finished decisions on `replay`."""
+
+    def __init__(self, node: LifecycleNode) -> None:
+        """Create the publisher."""
+        self._publisher = node.create_publisher(UInt8MultiArray, 'replay', qos.REPLAY)
+
+    def send(self, records: list[Decision]) -> None:
+        """Publish records in order."""
+        for record in records:
+            self._publisher.publish(messages.payload_msg(encode(record)))

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parameters of the policy server; the robot's own come from its file in config/robots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dipod_ros.ros.params import group, param
+from dipod_ros.serving.engines.select import CHOICES as ENGINES
+from dipod_ros.serving.loop import INTERFACES
+from dipod_ros.serving.noise import KINDS as NOISES
+
+
+@dataclass(frozen=True)
+class LimitParams:
+    """Limits per joint, in the order of `joints`."""
+
+    position_lower: tuple[float, ...] = param((), 'lowest position per joint', unit='rad')
+    position_upper: tuple[float, ...] = param((), 'highest position per joint', unit='rad')
+    velocity: tuple[float, ...] = param((), 'largest speed per joint', unit='rad/s')
+    acceleration: tuple[float, ...] = param((), 'largest acceleration per joint', unit='rad/s^2')
+
+
+@dataclass(frozen=True)
+class PolicyServerParams:
+    """Parameters of the policy_server node."""
+
+    checkpoint: str = param(
+        '',
+        'policy that acts: name of a shipped model, or a folder inside model_dirs; set it while '
+        'running to swap',
+        read_only=False,
+    )
+    model_dirs: tuple[str, ...] = param(
+        ('runs',), 'folders besides the shipped models that checkpoints may come from'
+    )
+    follow_trainer: bool = param(
+        False, 'swap to every checkpoint that the trainer announces', read_only=False
+    )
+    trainer_topic: str = param('trainer/checkpoint', 'where the trainer announces checkpoints')
+    autostart: bool = param(True, 'go to active without a lifecycle manager')
+    engine: str = param('auto', 'what runs the policy', choices=ENGINES)
+    threads: int = param(1, 'threads of the engine', low=1, high=256)
+    lockstep: bool = param(
+        False, 'answer each observation of a world that waits, instead of acting in real time'
+    )
+    interface: str = param(
+        'trajectory',
+        'what the controller listens to: a JointTrajectory per chunk on '
+        '<controller>/joint_trajectory, or positions per control period on <controller>/commands',
+        choices=INTERFACES,
+    )
+    replan_steps: int = param(
+        0,
+        'control steps of a chunk after which the next one takes over; 0 is all',
+        low=0,
+        high=1024,
+    )
+    noise: str = param('gaussian', "what the sampler's noise is drawn from", choices=NOISES)
+    seed: int = param(
+        -1,
+        'noise of decision n depends on this and n alone; -1 draws a seed (it is in ~/status)',
+        low=-1,
+    )
+    actor: str = param(
+        '', "name in the replay records; empty is the node's full name and an id of this run"
+    )
+    watchdog_s: float = param(
+        0.5, 'a decision that takes longer is reported; the arm brakes when its chunk ends',
+        unit='s', low=0.001, high=60.0,
+    )  # fmt: skip
+    resync_rad: float = param(
+        0.1,
+        'after standing still, start from where the arm is when it is further than this from '
+        'where it was told to be',
+        unit='rad',
+        low=0.0,
+    )
+    joint_max_age_s: float = param(
+        0.2, 'joint states older than this stop the arm (real time)', unit='s', low=0.001
+    )
+    outcome_timeout_s: float = param(
+        1.0,
+        'a decision without an outcome for this long is recorded as interrupted',
+        unit='s',
+        low=0.0,
+    )
+    robot: str = param('', 'name of the robot, from its file')
+    joints: tuple[str, ...] = param((), 'joints that are commanded, in the order of the limits')
+    limits: LimitParams = group(LimitParams)
+    control_period_s: float = param(0.04, 'control period', unit='s', low=0.0001, high=10.0)
+    controller: str = param('arm_controller', 'prefix of the command topics')

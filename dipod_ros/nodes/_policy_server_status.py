@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the policy server says about itself: ~/status when it changes, /diagnostics at 1 Hz."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from dipod_ros.policy.checkpoint import Manifest
+from dipod_ros.ros.diagnostics import Level, Report
+from dipod_ros.serving.lockstep import LockstepLoop
+from dipod_ros.serving.loop import Loop
+from dipod_ros.serving.notices import Notices
+from dipod_ros.serving.realtime import RealTimeLoop
+from dipod_ros.serving.safety import SafetyFilter
+
+RECENT_SWAPS = 5
+
+
+def describe(manifest: Manifest | None) -> dict[str, Any] | None:
+    """Return what identifies a checkpoint."""
+    if manifest is None:
+        return None
+    return {
+        'name': manifest.path.name,
+        'path': str(manifest.path),
+        'sha256': manifest.sha256,
+        'version': manifest.version,
+        'kind': manifest.kind,
+        'task': manifest.spec.task,
+        'sampler': str(manifest.spec.sampler),
+    }
+
+
+def swap_status(swap) -> dict[str, Any]:
+    """Return where the swap stands, for ~/status."""
+    if swap is None:
+        return {'requested': None, 'swap': 'idle', 'swaps': 0, 'history': []}
+    return {
+        'requested': describe(swap.requested),
+        'swap': swap.state,
+        'swaps': swap.count,
+        'history': [asdict(r) for r in list(swap.history)[-RECENT_SWAPS:]],
+    }
+
+
+def stream_report(loop: Loop | None, notices: Notices) -> Report:
+    """Report the age of every stream and what is wrong with it."""
+    if loop is None:
+        return Report(Level.OK, 'not active')
+    values: dict[str, Any] = {}
+    for stream in loop.agent.policy.layout.sensed:
+        age = loop.buffer.age_s(stream.source, stream.topic)
+        values[f'{stream.name} age_s'] = 'nothing received' if age is None else age
+    values['rejected samples'] = loop.buffer.rejected
+    problems = notices.active
+    if isinstance(loop, LockstepLoop):
+        with loop.wake:
+            values['waiting for'] = loop.waiting_for()
+    if problems:
+        return Report(Level.WARN, '; '.join(problems), values)
+    return Report(Level.OK, 'ok', values)
+
+
+def decision_report(loop: Loop | None, alive: bool) -> Report:
+    """Report latencies and counts of decisions."""
+    if loop is None:
+        return Report(Level.OK, 'not active')
+    decision, engine = loop.decision_latency, loop.engine_latency
+    values = {
+        'decisions': loop.agent.number,
+        'decision p50 ms': decision.percentile(50) * 1e3,
+        'decision p99 ms': decision.percentile(99) * 1e3,
+        'engine p50 ms': engine.percentile(50) * 1e3,
+        'engine p99 ms': engine.percentile(99) * 1e3,
+        'records': loop.log.completed,
+        'records without outcome': loop.log.unjudged,
+    }
+    if isinstance(loop, RealTimeLoop):
+        values['late control periods'] = loop.late_periods
+    if not alive:
+        return Report(Level.ERROR, 'a thread of the server died', values)
+    return Report(Level.OK, 'ok', values)
+
+
+def safety_report(safety: SafetyFilter) -> Report:
+    """Report interventions and the e-stop."""
+    values = {**safety.counts, 'estop latched': safety.estop.latched}
+    if safety.estop.latched:
+        return Report(Level.ERROR, f'stopped: {safety.estop.reason}', values)
+    return Report(Level.OK, 'ok', values)

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy server's threads: one decides, one commits control points (real time only)."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Callable
+
+from dipod_ros.nodes._policy_server_io import CommandOutput, RecordOutput
+from dipod_ros.ros.runtime import EXIT_BUG, request_exit
+from dipod_ros.serving.loop import Loop
+from dipod_ros.serving.realtime import RealTimeLoop
+
+# How often a thread looks up without being woken: bounds how late records and shutdown come.
+IDLE_S = 0.1
+# An arm within its limits stops in well under this; longer means that the thread hangs.
+BRAKING_TIMEOUT_S = 5.0
+
+
+class ServerThreads:
+    """Runs a loop from activation to deactivation."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        commands: CommandOutput,
+        records: RecordOutput,
+        fail: Callable[[str], None],
+    ) -> None:
+        """Take the loop and its outputs; `fail` is told why a thread died."""
+        self._loop = loop
+        self._commands = commands
+        self._records = records
+        self._fail = fail
+        self._stop = threading.Event()
+        self._hurry = threading.Event()
+        self._threads = [self._thread('decisions', self._decide)]
+        if isinstance(loop, RealTimeLoop):
+            self._threads.append(self._thread('control', self._control))
+
+    def start(self) -> None:
+        """Begin to act."""
+        for thread in self._threads:
+            thread.start()
+
+    def hurry(self) -> None:
+        """Look for reasons to stop now instead of at the next control period."""
+        self._hurry.set()
+
+    @property
+    def alive(self) -> bool:
+        """Whether every thread runs."""
+        return all(t.is_alive() for t in self._threads)
+
+    def stop(self) -> bool:
+        """Bring the arm to rest and end the threads; return whether that worked in time."""
+        if isinstance(self._loop, RealTimeLoop):
+            self._loop.stop()
+            self._hurry.set()
+            self._threads[1].join(BRAKING_TIMEOUT_S)
+        self._stop.set()
+        with self._loop.wake:
+            self._loop.wake.notify_all()
+        self._threads[0].join(BRAKING_TIMEOUT_S)
+        self._records.send(self._loop.finished_records(flush=True))
+        return not any(t.is_alive() for t in self._threads)
+
+    def _decide(self) -> None:
+        loop, stop = self._loop, self._stop
+        sends = not (isinstance(loop, RealTimeLoop) and loop.config.interface == 'position')
+        while not stop.is_set():
+            with loop.wake:
+                loop.wake.wait_for(lambda: stop.is_set() or loop.ready(), IDLE_S)
+            decided = loop.step()
+            if decided is not None:
+                command, received_s = decided
+                if sends:
+                    self._commands.send(command, loop)
+                loop.sent(command, received_s)
+            # After the command: a record is never worth a late arm.
+            self._records.send(loop.finished_records())
+
+    def _control(self) -> None:
+        loop: RealTimeLoop = self._loop
+        while not self._stop.is_set():
+            command = loop.control()
+            if command is not None:
+                self._commands.send(command, loop)
+            if loop.stopped:
+                return
+            wait_s = loop.next_control_s() - loop.clock()
+            if wait_s > 0 and self._hurry.wait(wait_s):
+                self._hurry.clear()
+
+    def _thread(self, name: str, work: Callable[[], None]) -> threading.Thread:
+        def guarded() -> None:
+            try:
+                work()
+            except Exception as error:
+                if self._stop.is_set():
+                    return  # the node is being torn down under a publisher
+                traceback.print_exc()
+                reason = f'the {name} thread failed: {type(error).__name__}: {error}'
+                self._fail(reason)
+                # Plans end at rest: the arm stops. Whoever supervises the process starts it again.
+                request_exit(EXIT_BUG, reason)
+
+        return threading.Thread(target=guarded, name=name, daemon=True)

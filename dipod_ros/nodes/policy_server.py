@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy server node: observations in, commands within limits and replay records out.
+
+Wiring only: parameters, lifecycle, services and topics around dipod_ros.serving. Callbacks store
+and return; a thread decides, and in real time another one commits control points.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import threading
+import time
+import traceback
+import uuid
+from pathlib import Path
+
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from std_msgs.msg import Bool, String
+from std_srvs.srv import Trigger
+
+from dipod_ros.errors import UserError
+from dipod_ros.nodes import _policy_server_status as status
+from dipod_ros.nodes._policy_server_io import CommandOutput, RecordOutput, SensorInput
+from dipod_ros.nodes._policy_server_params import PolicyServerParams
+from dipod_ros.nodes._policy_server_threads import ServerThreads
+from dipod_ros.policy.limits import JointLimits
+from dipod_ros.policy.spec import Stream
+from dipod_ros.resources import share_dir
+from dipod_ros.ros import qos
+from dipod_ros.ros.diagnostics import Diagnostics, Level, Report
+from dipod_ros.ros.params import declare
+from dipod_ros.ros.runtime import run_node
+from dipod_ros.serving.agent import Agent
+from dipod_ros.serving.decisions import DecisionLog, Outcome
+from dipod_ros.serving.engines.select import EngineFactory
+from dipod_ros.serving.loader import LoadedPolicy, PolicyLoader
+from dipod_ros.serving.lockstep import LockstepLoop
+from dipod_ros.serving.loop import Loop, LoopConfig
+from dipod_ros.serving.noise import NoiseSource
+from dipod_ros.serving.notices import Notices
+from dipod_ros.serving.observation import ObservationBuffer
+from dipod_ros.serving.realtime import RealTimeLoop
+from dipod_ros.serving.safety import SafetyFilter
+from dipod_ros.serving.swap import HotSwap
+
+JOINT_TOPIC = 'joint_states'
+OK, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+
+
+def _transition(callback):
+    """Report what a transition raises: rclpy swallows it."""
+
+    @functools.wraps(callback)
+    def wrapper(self: PolicyServer, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            result = callback(self, state)
+            self._error = ''
+        except UserError as error:
+            self._error = str(error)
+            self.get_logger().error(self._error)
+            result = FAILURE
+        except Exception as error:
+            self._error = f'{type(error).__name__}: {error}'
+            self.get_logger().error(f'{callback.__name__} failed: {traceback.format_exc()}')
+            result = TransitionCallbackReturn.ERROR
+        self._publish_status()
+        return result
+
+    return wrapper
+
+
+class PolicyServer(LifecycleNode):
+    """Acts with a checkpoint; see docs/policy_server.md for topics, services and states."""
+
+    def __init__(self) -> None:
+        """Read the parameters; with `autostart`, go to active.
+
+        Raises UserError when parameters are wrong or limits are missing, or when a start of its own
+        accord fails.
+        """
+        super().__init__('policy_server')
+        self.params = p = declare(self, PolicyServerParams)
+        limits = JointLimits.from_params(p.joints, vars(p.limits))
+        self._safety = SafetyFilter(limits, p.control_period_s)
+        folders = [share_dir() / 'models', *(Path(d).expanduser() for d in p.model_dirs)]
+        self._loader = PolicyLoader(
+            limits, p.control_period_s, folders, EngineFactory(p.engine, p.threads)
+        )
+        self._notices = Notices(self._tell)
+        self._noise = NoiseSource(p.noise, p.seed)
+        self._actor = p.actor or f'{self.get_fully_qualified_name()}-{uuid.uuid4().hex[:8]}'
+        self._state, self._error = 'unconfigured', ''
+        self._status_lock = threading.Lock()
+        self._agent: Agent | None = None
+        self._swap: HotSwap[LoadedPolicy] | None = None
+        self._loop: Loop | None = None
+        self._threads: ServerThreads | None = None
+        self._announced: tuple[str, str] | None = None  # path and sha256, newest
+        self._status = self.create_publisher(String, '~/status', qos.LATCHED)
+        self._records = RecordOutput(self)
+        self.create_subscription(Bool, 'estop', self._on_estop_topic, 10)
+        self.create_service(Trigger, '~/estop', self._on_estop)
+        self.create_service(Trigger, '~/reset_estop', self._on_reset_estop)
+        self.create_subscription(String, p.trainer_topic, self._on_announcement, qos.LATCHED)
+        self._follow_parameters()
+        self._add_diagnostics()
+        self._publish_status()
+        if p.autostart:
+            self._start()
+
+    def close(self) -> None:
+        """Bring the arm to rest and end the threads."""
+        if self._state == 'active':
+            self.trigger_deactivate()
+        if self._swap is not None:
+            self._swap.close()
+
+    # Lifecycle
+
+    def _start(self) -> None:
+        for trigger in (self.trigger_configure, self.trigger_activate):
+            if trigger() != OK:
+                raise UserError(self._error)
+
+    @_transition
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load, build, warm up and check the policy; connect topics. Commands nothing."""
+        p = self.params
+        policy = self._loader.build(self._loader.validate(self.get_parameter('checkpoint').value))
+        self._swap = HotSwap(self._loader.build, time.monotonic, self._on_swap_change)
+        self._agent = Agent(policy, self._noise, self._actor, self._swap)
+        self._buffer = ObservationBuffer(time.monotonic)
+        self._input = SensorInput(
+            self, self._buffer, p.joints, p.lockstep, self._on_sample, self._on_outcome
+        )
+        self._listen(policy.manifest.spec.streams)
+        self._output = CommandOutput(
+            self, p.joints, p.controller, p.interface, p.control_period_s, p.lockstep
+        )
+        self._state = 'inactive'
+        info, engines = policy.engine.info(), self._loader.engines
+        self.get_logger().info(
+            f'policy {policy.manifest.path.name} ({policy.manifest.sha256[:12]}, '
+            f'{policy.manifest.spec.sampler}) on {info.name} {info.version} ({engines.reason})'
+        )
+        self._follow_trainer()
+        return super().on_configure(state)
+
+    @_transition
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Begin to act."""
+        result = super().on_activate(state)
+        p = self.params
+        config = LoopConfig(
+            p.interface, p.replan_steps, p.resync_rad, p.watchdog_s, JOINT_TOPIC, p.joint_max_age_s
+        )
+        kind = LockstepLoop if p.lockstep else RealTimeLoop
+        log = DecisionLog(time.monotonic, p.outcome_timeout_s)
+        self._loop = kind(
+            self._agent, self._buffer, self._safety, log, self._notices, config, time.monotonic
+        )
+        self._threads = ServerThreads(self._loop, self._output, self._records, self._fail)
+        self._threads.start()
+        self._state = 'active'
+        where = 'in lockstep' if p.lockstep else 'in real time'
+        self.get_logger().info(f'active: acting {where} on {self._output.topic}')
+        return result
+
+    @_transition
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Bring the arm to rest, then command nothing more."""
+        self._halt()
+        self._state = 'inactive'
+        return super().on_deactivate(state)
+
+    @_transition
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Forget the policy and disconnect."""
+        self._release()
+        self._state = 'unconfigured'
+        return super().on_cleanup(state)
+
+    @_transition
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Bring the arm to rest and disconnect."""
+        self._release()
+        self._state = 'finalized'
+        return super().on_shutdown(state)
+
+    @_transition
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Come to rest in the unconfigured state after a failed transition."""
+        self._release()
+        self._state = 'unconfigured'
+        return OK
+
+    def _halt(self) -> None:
+        if self._threads is not None and not self._threads.stop():
+            self.get_logger().error('a thread of the server did not end in time')
+        self._threads = self._loop = None
+
+    def _release(self) -> None:
+        self._halt()
+        if self._swap is not None:
+            self._swap.close()
+        if self._agent is not None:
+            self._input.close()
+            self._output.close()
+        self._swap = self._agent = None
+
+    # What the executor's thread does while acting: store and return.
+
+    def _on_sample(self) -> None:
+        if self._loop is not None:
+            self._loop.notify()
+
+    def _on_outcome(self, outcome: Outcome) -> None:
+        if self._loop is not None:
+            self._loop.on_outcome(outcome)
+
+    def _listen(self, streams: tuple[Stream, ...]) -> None:
+        # The joint positions are needed to know where to start, whatever the policy looks at.
+        own = Stream('joints', 'joint_position', len(self.params.joints), JOINT_TOPIC)
+        for stream in (*streams, own):
+            self._input.listen(stream)
+
+    # E-stop
+
+    def _on_estop_topic(self, msg: Bool) -> None:
+        if msg.data:
+            self._stop_now('topic estop')
+
+    def _on_estop(self, _request, response: Trigger.Response) -> Trigger.Response:
+        self._stop_now('service ~/estop')
+        response.success, response.message = True, 'stopped; ~/reset_estop allows motion again'
+        return response
+
+    def _on_reset_estop(self, _request, response: Trigger.Response) -> Trigger.Response:
+        was = self._safety.estop.reset()
+        response.success = True
+        response.message = 'motion is allowed again' if was else 'the e-stop was not latched'
+        if was:
+            self.get_logger().warning(response.message)
+            self._publish_status()
+        return response
+
+    def _stop_now(self, reason: str) -> None:
+        if self._safety.estop.latch(reason):
+            if self._threads is not None:
+                self._threads.hurry()
+            self.get_logger().error(f'e-stop ({reason}): braking; it stays until ~/reset_estop')
+            self._publish_status()
+
+    # Swapping the policy
+
+    def _follow_parameters(self) -> None:
+        self.add_on_set_parameters_callback(self._check_parameters)
+        if hasattr(self, 'add_post_set_parameters_callback'):
+            self.add_post_set_parameters_callback(self._apply_parameters)
+
+    def _check_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
+        for parameter in parameters:
+            if parameter.name == 'checkpoint':
+                try:
+                    self._loader.validate(parameter.value)
+                except UserError as error:
+                    return SetParametersResult(successful=False, reason=str(error))
+        if not hasattr(self, 'add_post_set_parameters_callback'):
+            self._apply_parameters(parameters)  # Humble has no later moment
+        return SetParametersResult(successful=True)
+
+    def _apply_parameters(self, parameters: list[Parameter]) -> None:
+        for parameter in parameters:
+            if parameter.name == 'checkpoint' and self._agent is not None:
+                self._request(parameter.value, '', 'parameter')
+            elif parameter.name == 'follow_trainer' and parameter.value:
+                self._follow_trainer(True)
+
+    def _on_announcement(self, msg: String) -> None:
+        try:
+            announced = json.loads(msg.data)
+            self._announced = str(announced['path']), str(announced['sha256'])
+        except (ValueError, KeyError, TypeError):
+            self.get_logger().warning(
+                f'{self.params.trainer_topic}: not an announcement: {msg.data[:80]!r}',
+                throttle_duration_sec=10.0,
+            )
+            return
+        self._follow_trainer()
+
+    def _follow_trainer(self, follow: bool | None = None) -> None:
+        if follow is None:
+            follow = self.get_parameter('follow_trainer').value
+        if follow and self._announced is not None and self._agent is not None:
+            self._request(*self._announced, 'trainer')
+
+    def _request(self, path: str, sha256: str, source: str) -> None:
+        try:
+            manifest = self._loader.validate(path, sha256)
+        except UserError as error:
+            self._error = f'{source}: {error}'
+            self.get_logger().error(f'not swapped: {self._error}')
+            self._publish_status()
+            return
+        wanted = self._swap.requested or self._agent.policy.manifest
+        if manifest.sha256 == wanted.sha256 and manifest.path == wanted.path:
+            return
+        self._error = ''
+        self._listen(manifest.spec.streams)
+        self._swap.request(manifest, source)
+
+    def _on_swap_change(self) -> None:
+        swap = self._swap
+        if swap is not None and swap.history:
+            last = swap.history[-1]
+            if swap.state == 'failed':
+                self.get_logger().error(f'not swapped: {last.reason}; the old policy keeps acting')
+            elif swap.state == 'idle' and last.result == 'active':
+                self.get_logger().info(f'swapped to {last.path} ({last.sha256[:12]})')
+        self._publish_status()
+
+    # What it says about itself
+
+    def _tell(self, problem: bool, text: str) -> None:
+        if problem:
+            self.get_logger().warning(text)
+        else:
+            self.get_logger().info(text)
+
+    def _fail(self, reason: str) -> None:
+        self._error = reason
+        self._publish_status()
+
+    def _publish_status(self) -> None:
+        # Several threads have news; the last one to publish must have seen all of it.
+        with self._status_lock:
+            self._status.publish(String(data=json.dumps(self._status_now())))
+
+    def _status_now(self) -> dict:
+        agent, swap, p = self._agent, self._swap, self.params
+        engines = self._loader.engines
+        info = None if agent is None else agent.policy.engine.info()
+        return {
+            'state': self._state,
+            'active': None if agent is None else status.describe(agent.policy.manifest),
+            **status.swap_status(swap),
+            'error': (swap.error if swap is not None else '') or self._error,
+            'engine': engines.name,
+            'engine_reason': engines.reason,
+            'engine_version': '' if info is None else info.version,
+            'threads': p.threads,
+            'lockstep': p.lockstep,
+            'interface': p.interface,
+            'seed': self._noise.seed,
+            'actor': self._actor,
+            'estop': self._safety.estop.latched,
+            'estop_reason': self._safety.estop.reason,
+        }
+
+    def _add_diagnostics(self) -> None:
+        self._diagnostics = Diagnostics(self, hardware_id=self.params.robot)
+        self._diagnostics.add('policy', self._policy_report)
+        self._diagnostics.add('streams', lambda: status.stream_report(self._loop, self._notices))
+        self._diagnostics.add(
+            'decisions',
+            lambda: status.decision_report(
+                self._loop, self._threads is None or self._threads.alive
+            ),
+        )
+        self._diagnostics.add('safety', lambda: status.safety_report(self._safety))
+
+    def _policy_report(self) -> Report:
+        now = self._status_now()
+        active = now['active'] or {}
+        values = {
+            'state': now['state'],
+            'active': active.get('name', 'none'),
+            'active sha256': active.get('sha256', ''),
+            'version': active.get('version', ''),
+            'swap': now['swap'],
+            'swaps': now['swaps'],
+            'engine': f'{now["engine"]} ({now["engine_reason"]})',
+        }
+        if now['error']:
+            return Report(Level.WARN, now['error'], values)
+        return Report(Level.OK, now['state'], values)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the policy server; the exit code is that of `run_node`."""
+    return run_node(PolicyServer, args)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small checkpoints with random, seeded weights for the tests of whatever serves them."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from dipod_ros.policy.flow import FlowPolicy
+from dipod_ros.policy.limits import JointLimits
+from dipod_ros.policy.spec import PolicySpec, SamplerSpec, Stream
+
+JOINTS = ('base', 'shoulder', 'elbow')
+HORIZON = 6
+PERIOD_S = 0.04
+TINY = {'kind': 'residual_mlp', 'width': 16, 'depth': 2}
+LIMITS = {
+    'position_lower': [-2.0, -1.5, -2.5],
+    'position_upper': [2.0, 1.5, 2.5],
+    'velocity': [1.5, 1.2, 2.0],
+    'acceleration': [6.0, 5.0, 8.0],
+}
+
+
+def make_limits(joints=JOINTS):
+    return JointLimits.from_params(joints, {k: v[: len(joints)] for k, v in LIMITS.items()})
+
+
+def make_spec(**changes):
+    joints = changes.get('joints', JOINTS)
+    values = {
+        'task': 'toy',
+        'robot': 'toy_arm',
+        'joints': joints,
+        'limits': make_limits(joints),
+        'streams': (
+            Stream('position', 'joint_position', len(joints), 'joint_states'),
+            Stream('velocity', 'joint_velocity', len(joints), 'joint_states'),
+            Stream('command', 'command', len(joints)),
+            Stream('goal', 'point', 3, 'goal'),
+        ),
+        'horizon': HORIZON,
+        'control_period_s': PERIOD_S,
+        'network': TINY,
+        'sampler': SamplerSpec('midpoint', 2),
+    }
+    return PolicySpec(**(values | changes))
+
+
+def make_policy(seed=0, step_rad=0.02, **changes):
+    """Return a policy whose increments are about `step_rad` per control period."""
+    torch.manual_seed(seed)
+    policy = FlowPolicy(make_spec(**changes))
+    policy.normalizer.action_std.fill_(step_rad)
+    return policy.requires_grad_(False)
+
+
+def save_checkpoint(path, seed=0, **changes):
+    """Write a checkpoint folder and return its manifest."""
+    return make_policy(seed, **changes).save(path, version=seed, lineage={'test': True})
+
+
+def save_broken_checkpoint(path, seed=0):
+    """Write a checkpoint whose weights are finite and whose chunks are not.
+
+    The golden chunk is infinite as well, so that nothing but running it tells.
+    """
+    policy = make_policy(seed)
+    policy.normalizer.action_std.fill_(3e38)
+    policy.normalizer.action_mean.fill_(3e38)
+    return policy.save(path)
+
+
+def save_lying_checkpoint(path, seed=0):
+    """Write a checkpoint whose golden values belong to other weights."""
+    from dipod_ros.policy import checkpoint
+
+    policy = make_policy(seed)
+    golden = policy.golden()
+    return checkpoint.save(
+        path,
+        policy.spec,
+        policy.weights(),
+        kind='flow',
+        golden=replace(golden, chunk=golden.chunk + np.float32(0.01)),
+    )
