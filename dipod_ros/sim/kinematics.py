@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Owns forward kinematics and the position Jacobian of one site, for many poses at once. No ROS.
+
+MuJoCo computes one pose at a time; the demonstrators and the `tip` stream need hundreds, and need
+them for the state at the END of a step, where MuJoCo's sensors lag by one physics step.
+"""
+
+from __future__ import annotations
+
+import mujoco
+import numpy as np
+
+from dipod_ros.sim.world import World
+
+
+class SerialChain:
+    """The chain of bodies from the world to the tip; joints outside the arm stay at their home."""
+
+    def __init__(self, world: World) -> None:
+        model = world.model
+        column = {int(model.joint(name).id): i for i, name in enumerate(world.robot.joints)}
+        rest = np.zeros(model.nq)
+        rest[:] = model.qpos0
+        bodies: list[int] = []
+        body = int(model.site_bodyid[world.tip_id])
+        while body > 0:
+            bodies.insert(0, body)
+            body = int(model.body_parentid[body])
+        # Each link: fixed offset, fixed rotation, then (joint column, hinge?, axis, anchor, zero).
+        self._links = []
+        for body in bodies:
+            joints = []
+            first = int(model.body_jntadr[body])
+            for j in range(first, first + int(model.body_jntnum[body])):
+                if j in column:
+                    hinge = model.jnt_type[j] == mujoco.mjtJoint.mjJNT_HINGE
+                    zero = float(model.qpos0[model.jnt_qposadr[j]])
+                    joints.append(
+                        (column[j], hinge, model.jnt_axis[j].copy(), model.jnt_pos[j].copy(), zero)
+                    )
+            self._links.append(
+                (model.body_pos[body].copy(), _matrix(model.body_quat[body]), joints)
+            )
+        self._site = model.site_pos[world.tip_id].copy()
+        self._site_rotation = _matrix(model.site_quat[world.tip_id])
+        self._joints = len(world.robot.joints)
+
+    def forward(self, q: np.ndarray) -> np.ndarray:
+        """Return tip positions [N, 3] (m, world frame) for joint positions `q` [N, A] (rad)."""
+        return self._sweep(q)[0]
+
+    def jacobian(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return tip position [N, 3], rotation [N, 3, 3] and Jacobian [N, 6, A] for `q` [N, A].
+
+        Rows 0..2 of the Jacobian give linear velocity (m/s), rows 3..5 angular velocity (rad/s).
+        """
+        position, rotation, axes = self._sweep(q)
+        out = np.zeros((len(q), 6, self._joints))
+        for column, hinge, axis, anchor in axes:
+            if hinge:
+                out[:, :3, column] = np.cross(axis, position - anchor)
+                out[:, 3:, column] = axis
+            else:
+                out[:, :3, column] = axis
+        return position, rotation, out
+
+    def _sweep(self, q: np.ndarray):
+        count = len(q)
+        position = np.zeros((count, 3))
+        rotation = np.broadcast_to(np.eye(3), (count, 3, 3))
+        axes = []
+        for offset, turn, joints in self._links:
+            position = position + rotation @ offset
+            rotation = rotation @ turn
+            for column, hinge, axis, anchor, zero in joints:
+                world_axis = rotation @ axis
+                value = q[:, column] - zero
+                if hinge:
+                    pivot = position + rotation @ anchor
+                    axes.append((column, hinge, world_axis, pivot))
+                    rotation = rotation @ _axis_rotation(axis, value)
+                    position = pivot - rotation @ anchor
+                else:
+                    axes.append((column, hinge, world_axis, None))
+                    position = position + world_axis * value[:, None]
+        return position + rotation @ self._site, rotation @ self._site_rotation, axes
+
+
+def _matrix(quaternion: np.ndarray) -> np.ndarray:
+    out = np.empty(9)
+    mujoco.mju_quat2Mat(out, np.asarray(quaternion, dtype=np.float64))
+    return out.reshape(3, 3)
+
+
+def _axis_rotation(axis: np.ndarray, angle: np.ndarray) -> np.ndarray:
+    """Rodrigues' formula for one axis [3] and many angles [N]; returns [N, 3, 3]."""
+    x, y, z = axis
+    k = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    s, c = np.sin(angle)[:, None, None], np.cos(angle)[:, None, None]
+    return np.eye(3) + s * k + (1 - c) * (k @ k)
