@@ -77,11 +77,16 @@ class Learner:
 
         Decisions must come from recent versions (see `behaviour`). Afterwards `policy` is the next
         version; when it has collapsed, the version before it is put back instead, and learning
-        goes on with half the learning rate and half the epochs.
+        goes on with half the learning rate and half the epochs. Raises UserError, and changes
+        nothing, for a rollout of forgotten versions or with numbers that are not finite.
         """
         unknown = sorted({int(v) for v in np.unique(rollout.version)} - self._recent.keys())
         if unknown:
             raise UserError(f'rollout holds decisions of forgotten policy versions {unknown}')
+        # One NaN would be in the critic for ever: it is kept when a collapsed policy is put back.
+        for name in ('observations', 'chunks', 'rewards'):
+            if not np.all(np.isfinite(getattr(rollout, name))):
+                raise UserError(f'rollout holds {name} that are not finite')
         config, update = self.config, self.updates
         metrics: dict[str, float] = {
             'success_rate': float(rollout.success.mean()),

@@ -10,7 +10,8 @@ import torch
 
 
 def _entropy(keys: tuple[int | str, ...]) -> list[int]:
-    return [zlib.crc32(k.encode()) if isinstance(k, str) else int(k) for k in keys]
+    # Modulo, because SeedSequence takes no negative numbers and a seed of -1 is a seed.
+    return [zlib.crc32(k.encode()) if isinstance(k, str) else int(k) % 2**64 for k in keys]
 
 
 def numpy_rng(*keys: int | str) -> np.random.Generator:
