@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Topics of one simulated world: what it publishes and what it is commanded. Used by mujoco_sim."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from geometry_msgs.msg import PointStamped
+from rclpy.node import Node
+from sensor_msgs.msg import CameraInfo, Image, JointState
+from std_msgs.msg import Float64MultiArray
+from trajectory_msgs.msg import JointTrajectory
+
+from dipod_ros.ros import qos
+from dipod_ros.ros.messages import (
+    NS_PER_S,
+    JointIndex,
+    JointStateWriter,
+    MessageError,
+    Outcome,
+    outcome_msg,
+    point_msg,
+    read_commands,
+    read_trajectory,
+    same_stamp,
+    time_msg,
+)
+from dipod_ros.sim.controllers import ArmController
+from dipod_ros.sim.robot import RobotConfig
+
+# rad/s; joint_trajectory_controller calls a final velocity below this zero.
+AT_REST_RAD_S = 1e-6
+LOG_EVERY_S = 5.0
+
+
+class WorldTopics:
+    """One world's side of the wire, with its arm controller."""
+
+    def __init__(
+        self, node: Node, robot: RobotConfig, prefix: str, on_answer: Callable[[], None]
+    ) -> None:
+        self._node, self._prefix, self._on_answer = node, prefix, on_answer
+        self._lockstep = node.params.lockstep
+        self._may_end_moving = node.params.allow_nonzero_velocity_at_trajectory_end
+        self.controller = ArmController(robot.limits, robot.control_period_s)
+        self.answered = False
+        self.now_s = 0.0
+        self.effort = np.zeros(robot.size)
+        self.commands = self.violations = self.rejected = self.ignored = 0
+        self.last_violation = ''
+        self._index = JointIndex(robot.joints)
+        self._joints = JointStateWriter(robot.joints)
+        self._sent: dict[str, tuple[Any, Any]] = {}  # newest message per topic, for a resend
+        self._publishers: dict[str, Any] = {}
+        name = f'{prefix}{robot.controller}'
+        node.create_subscription(
+            JointTrajectory, f'{name}/joint_trajectory', self._on_trajectory, qos.COMMAND
+        )
+        node.create_subscription(
+            Float64MultiArray, f'{name}/commands', self._on_commands, qos.COMMAND
+        )
+
+    # Out
+
+    def publish_outcome(self, outcome: Outcome) -> None:
+        """Publish on `outcome`."""
+        self._send('outcome', Float64MultiArray, qos.OUTCOME, outcome_msg(outcome))
+
+    def publish_point(self, ns: int, name: str, point: np.ndarray) -> None:
+        """Publish a point stream [3] (m) on the topic of its name."""
+        self._send(name, PointStamped, qos.STATE, point_msg(ns, point))
+
+    def publish_joints(self, ns: int, position: np.ndarray, velocity: np.ndarray) -> None:
+        """Publish joint_states: rad, rad/s, and the actuators' torque in N m."""
+        msg = self._joints.message(ns, position, velocity, self.effort)
+        self._send('joint_states', JointState, qos.STATE, msg)
+
+    def publish_image(self, ns: int, camera: str, rgb: np.ndarray) -> None:
+        """Publish <camera>/image_raw (rgb8) and <camera>/camera_info."""
+        image = Image()
+        image.header.stamp = time_msg(ns)
+        image.header.frame_id = camera
+        image.height, image.width = rgb.shape[:2]
+        image.encoding, image.step = 'rgb8', rgb.shape[1] * 3
+        # An array goes through unchecked; bytes are checked one by one, a thousand times slower.
+        image.data = array('B', rgb.tobytes())
+        self._send(f'{camera}/image_raw', Image, qos.SENSOR, image)
+        info = CameraInfo(header=image.header, height=image.height, width=image.width)
+        self._send(f'{camera}/camera_info', CameraInfo, qos.SENSOR, info)
+
+    def resend(self) -> None:
+        """Publish the newest message of every topic again, in the order of the first time."""
+        for publisher, msg in list(self._sent.values()):
+            publisher.publish(msg)
+
+    def _send(self, topic: str, kind: type, profile: Any, msg: Any) -> None:
+        publisher = self._publishers.get(topic)
+        if publisher is None:
+            publisher = self._node.create_publisher(kind, self._prefix + topic, profile)
+            self._publishers[topic] = publisher
+        self._sent.pop(topic, None)
+        self._sent[topic] = (publisher, msg)
+        publisher.publish(msg)
+
+    # In
+
+    def _on_trajectory(self, msg: JointTrajectory) -> None:
+        try:
+            trajectory = read_trajectory(msg, self._index)
+            ends_moving = (
+                trajectory.velocities is not None
+                and len(trajectory.times_s)
+                and np.any(np.abs(trajectory.velocities[-1]) > AT_REST_RAD_S)
+            )
+            if ends_moving and not self._may_end_moving:
+                raise MessageError(
+                    'the last point of the trajectory moves; end at rest, or set '
+                    'allow_nonzero_velocity_at_trajectory_end'
+                )
+        except MessageError as error:
+            self._reject(str(error))
+            return
+        if self._is_stale(trajectory.stamp_ns if trajectory.stamp_ns else None):
+            return
+        start_s = trajectory.stamp_ns / NS_PER_S if trajectory.stamp_ns else self.now_s
+        self._accept(
+            self.controller.follow(
+                start_s + trajectory.times_s,
+                trajectory.positions,
+                trajectory.velocities,
+                self.now_s,
+            )
+        )
+
+    def _on_commands(self, msg: Float64MultiArray) -> None:
+        try:
+            positions, ns = read_commands(msg)
+            size = len(self._index.joints)
+            if positions.shape != (size,):
+                raise MessageError(f'{positions.size} commands for {size} joints')
+            if not np.all(np.isfinite(positions)):
+                raise MessageError('commands hold numbers that are not finite')
+        except MessageError as error:
+            self._reject(str(error))
+            return
+        if not self._is_stale(ns):
+            self._accept(self.controller.command(positions))
+
+    def _is_stale(self, ns: int | None) -> bool:
+        """In lockstep only the answer to the present observation counts, and only once."""
+        if not self._lockstep:
+            return False
+        present_ns = round(self.now_s * NS_PER_S)
+        if not self.answered and (ns is None or same_stamp(ns, present_ns)):
+            return False
+        self.ignored += 1
+        return True
+
+    def _accept(self, violations: list[str]) -> None:
+        self.commands += 1
+        if violations:
+            self.violations += 1
+            self.last_violation = '; '.join(violations)
+            self._node.get_logger().error(
+                f'command violates limits: {self.last_violation}',
+                throttle_duration_sec=LOG_EVERY_S,
+            )
+        self.answered = True
+        self._on_answer()
+
+    def _reject(self, reason: str) -> None:
+        self.rejected += 1
+        self._node.get_logger().error(
+            f'command rejected: {reason}', throttle_duration_sec=LOG_EVERY_S
+        )

@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The simulator node: MuJoCo worlds that speak what ros2_control speaks.
+
+Wiring only: parameters, clocks, services and topics around dipod_ros.sim. In lockstep the worlds
+wait for the commands that answer their observation; in real time a steady timer moves them on.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rclpy.node import Node
+from rosgraph_msgs.msg import Clock
+from std_msgs.msg import String
+from std_srvs.srv import SetBool, Trigger
+
+from dipod_ros.errors import UserError
+from dipod_ros.nodes._mujoco_sim_world import WorldTopics
+from dipod_ros.ros import qos
+from dipod_ros.ros.diagnostics import Diagnostics, Level, Report
+from dipod_ros.ros.messages import NS_PER_S, Outcome, time_msg
+from dipod_ros.ros.params import declare, group, param
+from dipod_ros.ros.runtime import run_node, steady_clock
+from dipod_ros.sim.episodes import Episodes
+from dipod_ros.sim.robot import RobotConfig
+from dipod_ros.sim.tasks.registry import make_task
+
+STATUS_PERIOD_S = 0.5
+# A real-time world that fell behind by more than this starts its schedule anew instead of racing.
+MAX_BEHIND_S = 0.5
+
+
+@dataclass(frozen=True)
+class LimitParams:
+    """Limits per joint, in the order of `joints`; commands are judged by them."""
+
+    position_lower: tuple[float, ...] = param((), 'lowest position per joint', unit='rad')
+    position_upper: tuple[float, ...] = param((), 'highest position per joint', unit='rad')
+    velocity: tuple[float, ...] = param((), 'largest speed per joint', unit='rad/s')
+    acceleration: tuple[float, ...] = param((), 'largest acceleration per joint', unit='rad/s^2')
+    effort: tuple[float, ...] = param((), 'largest torque per joint; empty is as in the MJCF')
+
+
+@dataclass(frozen=True)
+class MujocoSimParams:
+    """Parameters of the mujoco_sim node; those of the robot come from its file."""
+
+    task: str = param('pillar_reach', 'what the episodes are about; `none` is just the robot')
+    worlds: int = param(1, 'worlds, each in its namespace world0/, world1/, ... if several', low=1)
+    seed: int = param(0, 'episode e of world i depends on (seed, i, e) alone', low=0)
+    lockstep: bool = param(False, 'wait for the answer to each observation')
+    lockstep_steps: int = param(
+        0, "control periods executed per answer; 0 is the task's chunk", low=0, high=1024
+    )
+    lockstep_resend_s: float = param(
+        1.0, 'wait until an unanswered observation is published again', unit='s', low=0.01
+    )
+    real_time_factor: float = param(1.0, 'simulated seconds per second', low=0.001, high=1000.0)
+    allow_nonzero_velocity_at_trajectory_end: bool = param(
+        False, 'accept trajectories that end in motion, as joint_trajectory_controller does'
+    )
+    cameras: tuple[str, ...] = param((), 'cameras to publish as <camera>/image_raw; needs GL')
+    camera_width: int = param(96, 'of the images', unit='pixel', low=8, high=4096)
+    camera_height: int = param(96, 'of the images', unit='pixel', low=8, high=4096)
+    camera_every: int = param(1, 'control periods between two images', low=1)
+    drop_joint_states: int = param(
+        0, 'fault for tests: leave out every n-th joint_states; 0 is none', low=0
+    )
+    robot: str = param('', 'name of the robot')
+    mjcf: str = param('', 'its MJCF: absolute, or relative to the share directory')
+    joints: tuple[str, ...] = param((), 'joints in command order')
+    actuators: tuple[str, ...] = param((), 'position actuators of the MJCF, in that order')
+    home: tuple[float, ...] = param((), 'rest position', unit='rad')
+    control_period_s: float = param(0.04, 'time between two commands', unit='s', low=0.001)
+    controller: str = param('arm_controller', 'prefix of the command topics')
+    tip_site: str = param('', 'site of the MJCF that is published as `tip`')
+    limits: LimitParams = group(LimitParams)
+
+
+class MujocoSim(Node):
+    """N worlds of one task on one robot; see docs/simulation.md."""
+
+    def __init__(self) -> None:
+        """Compile the worlds and publish the first observation."""
+        super().__init__('mujoco_sim')
+        self.params = p = declare(self, MujocoSimParams)
+        robot = _robot(p)
+        task = make_task(p.task, robot)
+        self._period_ns = round(robot.control_period_s * NS_PER_S)
+        self._substeps = task.world.substeps
+        self._step_s = robot.control_period_s / self._substeps
+        self.episodes = Episodes(task, p.worlds, p.seed)
+        self._answer_steps = p.lockstep_steps or task.horizon
+        self._chunk_steps = task.horizon
+        self._ticks = 0
+        self._paused = False
+        self._published_s = 0.0  # steady time of the newest observation
+        self._resends = 0
+        self._finished = self._successes = 0
+        self.worlds = [
+            WorldTopics(self, robot, f'world{i}/' if p.worlds > 1 else '', self._on_answer)
+            for i in range(p.worlds)
+        ]
+        self._restart_controllers(np.ones(p.worlds, dtype=bool))
+        self._cameras = self._open_cameras(task.world)
+        self._clock = self.create_publisher(Clock, '/clock', 10)
+        self._status = self.create_publisher(String, '~/status', qos.LATCHED)
+        self.create_service(Trigger, '~/reset', self._on_reset)
+        self.create_service(SetBool, '~/set_pause', self._on_pause)
+        self.create_service(Trigger, '~/step', self._on_step)
+        self._diagnostics = Diagnostics(self, hardware_id=robot.name)
+        self._diagnostics.add('simulation', self._report)
+        steady = steady_clock()
+        self.create_timer(STATUS_PERIOD_S, self._publish_status, clock=steady)
+        if p.lockstep:
+            self.create_timer(p.lockstep_resend_s / 4, self._resend, clock=steady)
+        else:
+            self._due = time.monotonic()
+            # Asked twice per period: the schedule, not the timer, decides when a period is over.
+            tick = robot.control_period_s / p.real_time_factor / 2
+            self.create_timer(tick, self._keep_pace, clock=steady)
+        first = [Outcome(self.stamp_ns, int(e) - 1, reset=True) for e in self.episodes.episode]
+        self._publish(first)
+        self._publish_status()
+        self.get_logger().info(
+            f'{p.worlds} world(s) of {p.task} on {robot.name}, '
+            + ('in lockstep' if p.lockstep else f'at {p.real_time_factor:g} x real time')
+        )
+
+    @property
+    def stamp_ns(self) -> int:
+        """Simulated time; it never goes back, not even when a world is reset."""
+        return self._ticks * self._period_ns
+
+    def close(self) -> None:
+        """Say goodbye with the last figures."""
+        self._publish_status()
+        for renderer in self._cameras.values():
+            renderer.close()
+
+    # Commands
+
+    def _on_answer(self) -> None:
+        """Move on when every world has been answered (lockstep only)."""
+        if self.params.lockstep and not self._paused and all(w.answered for w in self.worlds):
+            self._advance(self._answer_steps)
+
+    def _keep_pace(self) -> None:
+        now = time.monotonic()
+        if self._paused:
+            self._due = now
+            return
+        if now - self._due > MAX_BEHIND_S:
+            self._due = now
+        if now >= self._due:
+            self._due += self._period_ns / NS_PER_S / self.params.real_time_factor
+            self._advance(1)
+
+    def _advance(self, steps: int) -> None:
+        """Execute control periods, then publish what came of them."""
+        for _ in range(steps):
+            now_s = self.stamp_ns / NS_PER_S
+            setpoints = np.stack(
+                [w.controller.setpoints(now_s, self._step_s, self._substeps) for w in self.worlds]
+            )
+            effort = self.episodes.advance(setpoints)
+            self._ticks += 1
+        for world, torque in zip(self.worlds, effort, strict=True):
+            world.effort = torque
+            world.answered = False
+        self._publish(self._outcomes())
+
+    def _outcomes(self) -> list[Outcome | None]:
+        """Return what each world has to tell; None between two judgements in real time."""
+        due = self.episodes.step % self._chunk_steps == 0
+        if not (self.params.lockstep or due.any()):
+            return [None] * len(self.worlds)
+        result = self.episodes.outcome()
+        ended = result.terminated
+        outcomes: list[Outcome | None] = [
+            Outcome(
+                self.stamp_ns,
+                int(self.episodes.episode[i]),
+                reward=float(result.reward[i]),
+                success=bool(result.success[i]),
+                terminated=bool(ended[i]),
+                reset=bool(ended[i]),
+            )
+            if self.params.lockstep or due[i] or ended[i]
+            else None
+            for i in range(len(self.worlds))
+        ]
+        self._finished += int(ended.sum())
+        self._successes += int((ended & result.success).sum())
+        self._begin(ended)
+        return outcomes
+
+    def _begin(self, mask: np.ndarray) -> None:
+        if mask.any():
+            self.episodes.begin(mask)
+            self._restart_controllers(mask)
+
+    def _restart_controllers(self, mask: np.ndarray) -> None:
+        positions = self.episodes.worlds.joint_position
+        for world, position, restart in zip(self.worlds, positions, mask, strict=True):
+            if restart:
+                world.controller.reset(position)
+                world.effort = np.zeros_like(position)
+
+    # Observations
+
+    def _publish(self, outcomes: list[Outcome | None]) -> None:
+        """Publish clock, outcomes and observations, joint_states last: it completes them."""
+        ns = self.stamp_ns
+        self._clock.publish(Clock(clock=time_msg(ns)))
+        points = self.episodes.points()
+        physics = self.episodes.worlds
+        for i, world in enumerate(self.worlds):
+            world.now_s = ns / NS_PER_S
+            if outcomes[i] is not None:
+                world.publish_outcome(outcomes[i])
+            if self._cameras and self._ticks % self.params.camera_every == 0:
+                goal = self.episodes.goal[i] if 'goal' in points else None
+                for name, renderer in self._cameras.items():
+                    world.publish_image(ns, name, renderer.render(physics.state[i], name, goal))
+            for name, values in points.items():
+                world.publish_point(ns, name, values[i])
+        every = self.params.drop_joint_states
+        if not (every and self._ticks % every == 0 and self._ticks):
+            for i, world in enumerate(self.worlds):
+                world.publish_joints(ns, physics.joint_position[i], physics.joint_velocity[i])
+        self._published_s = time.monotonic()
+
+    def _resend(self) -> None:
+        """Publish the observation again to whoever has not answered: it may have come late."""
+        if self._paused or time.monotonic() - self._published_s < self.params.lockstep_resend_s:
+            return
+        self._resends += 1
+        self._published_s = time.monotonic()
+        self._clock.publish(Clock(clock=time_msg(self.stamp_ns)))
+        for world in self.worlds:
+            if not world.answered:
+                world.resend()
+
+    # Services
+
+    def _on_reset(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        """Cut every episode off and begin the next; time goes on by one control period."""
+        everywhere = np.ones(len(self.worlds), dtype=bool)
+        self._ticks += 1
+        rewards = self.episodes.outcome().reward
+        outcomes: list[Outcome | None] = [
+            Outcome(self.stamp_ns, int(e), reward=float(r), truncated=True, reset=True)
+            for e, r in zip(self.episodes.episode, rewards, strict=True)
+        ]
+        self._begin(everywhere)
+        for world in self.worlds:
+            world.answered = False
+        self._publish(outcomes)
+        response.success = True
+        response.message = f'episodes {self.episodes.episode.tolist()} began'
+        return response
+
+    def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        self._paused = request.data
+        response.success = True
+        response.message = 'paused' if self._paused else 'running'
+        if not self._paused:
+            self._on_answer()
+        return response
+
+    def _on_step(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        """Advance a paused world by one answer (lockstep) or one control period."""
+        if not self._paused:
+            response.success, response.message = False, 'not paused: call ~/set_pause first'
+            return response
+        self._advance(self._answer_steps if self.params.lockstep else 1)
+        response.success, response.message = True, f'time is {self.stamp_ns / NS_PER_S:.3f} s'
+        return response
+
+    # Status
+
+    def _figures(self) -> dict:
+        worlds = self.worlds
+        return {
+            'task': self.params.task,
+            'worlds': len(worlds),
+            'lockstep': self.params.lockstep,
+            'paused': self._paused,
+            'time_s': self.stamp_ns / NS_PER_S,
+            'ticks': self._ticks,
+            'episodes': self._finished,
+            'successes': self._successes,
+            'commands': sum(w.commands for w in worlds),
+            'limit_violations': sum(w.violations for w in worlds),
+            'last_violation': next((w.last_violation for w in worlds if w.last_violation), ''),
+            'rejected_commands': sum(w.rejected for w in worlds),
+            'ignored_commands': sum(w.ignored for w in worlds),
+            'resends': self._resends,
+            'waiting_worlds': [i for i, w in enumerate(worlds) if not w.answered]
+            if self.params.lockstep
+            else [],
+        }
+
+    def _publish_status(self) -> None:
+        self._status.publish(String(data=json.dumps(self._figures())))
+
+    def _report(self) -> Report:
+        figures = self._figures()
+        level, message = Level.OK, 'paused' if self._paused else 'running'
+        if figures['limit_violations']:
+            level, message = Level.ERROR, f'command violated limits: {figures["last_violation"]}'
+        elif self.params.lockstep and not self._paused:
+            waited = time.monotonic() - self._published_s
+            if waited > self.params.lockstep_resend_s / 2:
+                level = Level.WARN
+                message = f'waiting for a command in worlds {figures["waiting_worlds"]}'
+        return Report(level, message, figures)
+
+    def _open_cameras(self, world) -> dict:
+        if not self.params.cameras:
+            return {}
+        from dipod_ros.sim.render import SceneRenderer
+
+        for name in self.params.cameras:
+            world.camera_id(name)
+        size = self.params.camera_width, self.params.camera_height
+        return {name: SceneRenderer(world, *size) for name in self.params.cameras}
+
+
+def _robot(p: MujocoSimParams) -> RobotConfig:
+    """Return the robot that the parameters describe; raises UserError when they name none."""
+    if not p.robot:
+        raise UserError(
+            'no robot: give its file with --params-file, for example config/robots/arm7.yaml'
+        )
+    limits = {k: v for k, v in vars(p.limits).items() if v}
+    return RobotConfig.from_params({**vars(p), 'limits': limits}, beside=Path.cwd())
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the simulator node; the exit code is that of `run_node`."""
+    return run_node(MujocoSim, args)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())
