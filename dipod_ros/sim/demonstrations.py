@@ -11,7 +11,7 @@ import numpy as np
 from dipod_ros.sim.robot import RobotConfig
 from dipod_ros.sim.vector_env import ChunkVectorEnv
 
-# Worlds that run side by side; the result does not depend on it.
+# Worlds that run side by side.
 BATCH = 256
 
 
@@ -40,17 +40,40 @@ def collect(
     `progress` is called with the number of episodes finished since the last call. Raises UserError
     for an unknown task, a robot that does not fit, or a task without a demonstrator.
     """
-    parts, wins = [], []
-    for first in range(0, episodes, BATCH):
-        count = min(BATCH, episodes - first)
-        # One seed per batch: episode k is the same whether 300 or 3000 are asked for, as long as
-        # its batch is full.
-        env = ChunkVectorEnv(task, count, robot, [seed, first], autoreset=False, threads=threads)
-        part, success = _run(env, first, [seed, first])
-        parts.append(part)
-        wins.append(success)
+    count = min(BATCH, episodes)
+    env = ChunkVectorEnv(task, count, robot, seed, autoreset=False, threads=threads)
+    rng = np.random.default_rng(seed)
+    batches = []
+    for first in range(0, episodes, count):
+        if first:
+            env.reset()
+        keep = min(count, episodes - first)
+        batches.append(_run(env, rng, first, keep))
         if progress is not None:
-            progress(count)
-    observations, actions, owners = (np.concatenate(p) for p in zip(*parts, strict=True))
-    order = np.argsort(owners, kind='stable')
-    return Demonstrations(observations[order], actions[order], owners[order], np.concatenate(wins))
+            progress(keep)
+    return Demonstrations(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))
+
+
+def _run(
+    env: ChunkVectorEnv, rng: np.random.Generator, first: int, keep: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Run one episode per world; return the fields of Demonstrations for the first `keep`."""
+    expert = env.task.demonstrator(env.num_envs, rng)
+    observation = env.observe()
+    observations, actions, alive = [], [], []
+    while not env.episodes.done.all():
+        before = env.command
+        alive.append(~env.episodes.done)
+        observations.append(observation)
+        chunk = expert.chunk(before, env.episodes.points())
+        observation, _, _, _, info = env.step(chunk)
+        actions.append(np.diff(info['executed'], axis=1, prepend=before[:, None]))
+    # [decisions, N, ...] -> episode after episode.
+    chosen = np.stack(alive, axis=1)[:keep]
+    owners = np.broadcast_to(first + np.arange(keep)[:, None], chosen.shape)[chosen]
+    return (
+        np.stack(observations, axis=1)[:keep][chosen],
+        np.stack(actions, axis=1)[:keep][chosen].astype(np.float32),
+        owners.astype(np.int64),
+        env.episodes.success[:keep].copy(),
+    )

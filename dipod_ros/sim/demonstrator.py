@@ -14,6 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from dipod_ros.sim.kinematics import SerialChain
+from dipod_ros.sim.robot import RobotConfig
+
+# The expert stays below this share of the joint speed limits.
+SPEED_MARGIN = 0.8
 
 # Desired tip velocity [N, 3] (m/s) from the commanded tip [N, 3] and the observed points.
 VelocityField = Callable[[np.ndarray, Mapping[str, np.ndarray]], np.ndarray]
@@ -43,17 +47,17 @@ class Demonstrator:
     def __init__(
         self,
         chain: SerialChain,
-        home: np.ndarray,
+        robot: RobotConfig,
         horizon: int,
-        period_s: float,
         field: VelocityField,
         rng: np.random.Generator,
         motion: Motion | None = None,
     ) -> None:
         self._chain = chain
-        self._home = home
+        self._home = robot.home
+        self._largest = SPEED_MARGIN * robot.limits.velocity * robot.control_period_s
         self._horizon = horizon
-        self._period_s = period_s
+        self._period_s = robot.control_period_s
         self._field = field
         self._rng = rng
         self._motion = motion or Motion()
@@ -93,7 +97,10 @@ class Demonstrator:
             upright_gain=m.upright_gain,
             posture=m.posture_gain * (self._home - q),
         )
-        return step + self._rng.normal(size=q.shape) * m.joint_noise_rad
+        step = step + self._rng.normal(size=q.shape) * m.joint_noise_rad
+        # Near a singularity the rates grow without bound: keep the direction, lose the speed.
+        fastest = np.max(np.abs(step) / self._largest, axis=1, keepdims=True)
+        return step / np.maximum(1.0, fastest)
 
 
 def resolved_rate(

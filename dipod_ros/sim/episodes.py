@@ -124,6 +124,4 @@ class Episodes:
         self.success |= due & verdict.success
         late = self.step >= self.task.decisions * self.task.horizon
         self.done |= due & (verdict.success | verdict.failed | late)
-        self._progress = np.where(
-            due, self.task.progress(self.worlds, self.goal), self._progress
-        )
+        self._progress = np.where(due, self.task.progress(self.worlds, self.goal), self._progress)

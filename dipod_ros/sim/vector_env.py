@@ -19,7 +19,7 @@ from dipod_ros.errors import UserError
 from dipod_ros.policy.limits import LimitFilter, spline_setpoints
 from dipod_ros.sim.episodes import Episodes
 from dipod_ros.sim.robot import RobotConfig
-from dipod_ros.sim.tasks.registry import make_task
+from dipod_ros.sim.tasks.registry import make_task, task_names
 
 
 class ChunkVectorEnv(VectorEnv):
@@ -207,3 +207,16 @@ class ChunkVectorEnv(VectorEnv):
         substeps = self.task.world.substeps
         flat = spline_setpoints(self._last, points, substeps)
         return flat.reshape(self.num_envs, self.horizon, substeps, self.robot.size)
+
+
+def register() -> None:
+    """Make every task known to `gymnasium.make_vec` as `dipod_ros/<task>-v0`."""
+    for name in task_names():
+        gymnasium.register(
+            f'dipod_ros/{name}-v0',
+            vector_entry_point='dipod_ros.sim.vector_env:ChunkVectorEnv',
+            kwargs={'task': name},
+        )
+
+
+register()

@@ -8,7 +8,6 @@ so the vectorised env and the ROS node share one definition.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -100,12 +99,8 @@ class Task:
         """Return a measure [N] of how far the task has come, for shaping; 0 when unused."""
         return np.zeros(worlds.count)
 
-    def marker(self) -> Path | None:
-        """Return the file of the scene, or None; for messages and model cards."""
-        return resource(f'sim/scenes/{self.scene}.xml') if self.scene else None
-
-    def demonstrator(self, count: int, seed: int) -> Demonstrator:
-        """Return the scripted, imperfect expert for `count` episodes.
+    def demonstrator(self, count: int, rng: np.random.Generator) -> Demonstrator:
+        """Return the scripted, imperfect expert for `count` episodes, to be begun together.
 
         Raises UserError for a task that has none.
         """

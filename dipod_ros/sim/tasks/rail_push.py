@@ -93,10 +93,11 @@ class RailPush(Task):
         """Return minus the distance [N] (m) between puck and mark."""
         return -np.abs(self._past(worlds, goal))
 
-    def demonstrator(self, count: int, seed: int, expert: Expert | None = None) -> Demonstrator:
+    def demonstrator(
+        self, count: int, rng: np.random.Generator, expert: Expert | None = None
+    ) -> Demonstrator:
         """Get behind the puck, push along the rail, slow down before the mark."""
         x = expert or Expert()
-        rng = np.random.default_rng([seed, count])
         speed = rng.uniform(*x.speed, size=count)
         stop = rng.normal(size=count) * x.stop_offset
         lateral = rng.normal(size=count) * x.lateral_offset
@@ -113,10 +114,7 @@ class RailPush(Task):
                 axis=1,
             )
 
-        robot = self.world.robot
-        return Demonstrator(
-            self.chain, robot.home, self.horizon, robot.control_period_s, push, rng, x.motion
-        )
+        return Demonstrator(self.chain, self.world.robot, self.horizon, push, rng, x.motion)
 
     def _past(self, worlds: BatchWorlds, goal: np.ndarray) -> np.ndarray:
         """Return how far [N] (m) the puck is past the mark; negative before it."""

@@ -61,10 +61,11 @@ class Reach(Task):
         there = np.linalg.norm(tip - goal, axis=1) < self.tolerance
         return Verdict(there.astype(np.float64), there, np.zeros_like(there))
 
-    def demonstrator(self, count: int, seed: int, expert: Expert | None = None) -> Demonstrator:
+    def demonstrator(
+        self, count: int, rng: np.random.Generator, expert: Expert | None = None
+    ) -> Demonstrator:
         """Go straight to where it believes the goal to be."""
         x = expert or Expert()
-        rng = np.random.default_rng([seed, count])
         speed = rng.uniform(*x.speed, size=count)[:, None]
         offset = rng.normal(size=(count, 3)) * x.goal_offset
 
@@ -74,10 +75,7 @@ class Reach(Task):
             # Constant speed, then a linear slow-down over the last 10 cm.
             return speed * to_goal / np.maximum(distance, 0.10)
 
-        robot = self.world.robot
-        return Demonstrator(
-            self.chain, robot.home, self.horizon, robot.control_period_s, straight, rng, x.motion
-        )
+        return Demonstrator(self.chain, self.world.robot, self.horizon, straight, rng, x.motion)
 
 
 def _draw(rng: np.random.Generator, count: int) -> np.ndarray:
