@@ -107,7 +107,7 @@ class MujocoSim(Node):
         ]
         self._restart_controllers(np.ones(p.worlds, dtype=bool))
         self._cameras = self._open_cameras(task.world)
-        self._clock = self.create_publisher(Clock, '/clock', 10)
+        self._clock_pub = self.create_publisher(Clock, '/clock', 10)
         self._status = self.create_publisher(String, '~/status', qos.LATCHED)
         self.create_service(Trigger, '~/reset', self._on_reset)
         self.create_service(SetBool, '~/set_pause', self._on_pause)
@@ -216,7 +216,7 @@ class MujocoSim(Node):
     def _publish(self, outcomes: list[Outcome | None]) -> None:
         """Publish clock, outcomes and observations, joint_states last: it completes them."""
         ns = self.stamp_ns
-        self._clock.publish(Clock(clock=time_msg(ns)))
+        self._clock_pub.publish(Clock(clock=time_msg(ns)))
         points = self.episodes.points()
         physics = self.episodes.worlds
         for i, world in enumerate(self.worlds):
@@ -241,7 +241,7 @@ class MujocoSim(Node):
             return
         self._resends += 1
         self._published_s = time.monotonic()
-        self._clock.publish(Clock(clock=time_msg(self.stamp_ns)))
+        self._clock_pub.publish(Clock(clock=time_msg(self.stamp_ns)))
         for world in self.worlds:
             if not world.answered:
                 world.resend()
