@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from dipod_ros.policy import checkpoint
 from dipod_ros.policy.flow import FlowPolicy
 from dipod_ros.policy.limits import JointLimits
 from dipod_ros.policy.spec import PolicySpec, SamplerSpec, Stream
@@ -60,21 +61,23 @@ def save_checkpoint(path, seed=0, **changes):
     return make_policy(seed, **changes).save(path, version=seed, lineage={'test': True})
 
 
-def save_broken_checkpoint(path, seed=0):
-    """Write a checkpoint whose weights are finite and whose chunks are not.
-
-    The golden chunk is infinite as well, so that nothing but running it tells.
-    """
+def save_fragile_checkpoint(path, seed=0):
+    """Write a checkpoint that is sound at its golden values and overflows anywhere else."""
     policy = make_policy(seed)
-    policy.normalizer.action_std.fill_(3e38)
-    policy.normalizer.action_mean.fill_(3e38)
-    return policy.save(path)
+    size, observation = policy.spec.action_size, policy.spec.observation_size
+    weight = policy.net.input.weight
+    weight.zero_()
+    weight[:, -observation:] = 1e30
+    policy.net.output.weight.fill_(1e30)
+    o = np.zeros(observation, np.float32)
+    z = np.zeros(size, np.float32)
+    golden = checkpoint.Golden(o, z, policy.act(o[None], z[None])[0])
+    assert np.isfinite(golden.chunk).all()
+    return checkpoint.save(path, policy.spec, policy.weights(), kind='flow', golden=golden)
 
 
 def save_lying_checkpoint(path, seed=0):
     """Write a checkpoint whose golden values belong to other weights."""
-    from dipod_ros.policy import checkpoint
-
     policy = make_policy(seed)
     golden = policy.golden()
     return checkpoint.save(

@@ -32,7 +32,8 @@ class StreamProblem:
     """Why a stream cannot be used now."""
 
     stream: str
-    kind: str  # 'missing' | 'stale'
+    topic: str
+    kind: str  # 'missing' | 'stale' | 'size'
     text: str
 
 
@@ -92,12 +93,11 @@ class ObservationBuffer:
         because = self._rejections.get((source, topic))
         because = f' ({because})' if because else ''
         if age is None:
-            return StreamProblem(
-                name, 'missing', f'stream {name}: nothing received on {topic}{because}'
-            )
+            text = f'stream {name}: nothing received on {topic}{because}'
+            return StreamProblem(name, topic, 'missing', text)
         # The age itself stays out of the text, so that a lasting problem is one problem.
         text = f'stream {name}: nothing new on {topic} for {max_age_s:g} s{because}'
-        return StreamProblem(name, 'stale', text)
+        return StreamProblem(name, topic, 'stale', text)
 
     def clear(self) -> None:
         """Forget everything."""
@@ -175,5 +175,5 @@ class ObservationLayout:
                     f'stream {stream.name}: {len(sample.values)} numbers on {stream.topic}, '
                     f'the policy needs {stream.size}'
                 )
-                wrong.append(StreamProblem(stream.name, 'size', text))
+                wrong.append(StreamProblem(stream.name, stream.topic, 'size', text))
         return wrong

@@ -7,6 +7,8 @@ in between. Whatever `step` does, however late it is, `control` finds a plan tha
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from dipod_ros.serving.decisions import Outcome
 from dipod_ros.serving.loop import Command, Loop
 from dipod_ros.serving.observation import SAME_STAMP_NS, StreamProblem
@@ -30,6 +32,7 @@ class RealTimeLoop(Loop):
         self.stamps = StampClock()
         self.late_periods = 0  # control periods that were noticed too late
         self._grid_s: float | None = None  # steady time of tick 0
+        self._silent: Set[str] = set()  # streams that a notice is about
         self._held = ''  # why nothing may move, '' when it may
         self._sent: object = None  # the plan that was sent last
         self._tried_tick = -1  # tick of the newest observation that a decision was tried on
@@ -183,12 +186,12 @@ class RealTimeLoop(Loop):
     def _check_streams(self, before: int) -> None:
         """Brake from tick `before`, once, when there is a reason to."""
         problems = self._problems()
-        for name in {s.name for s in self.agent.policy.layout.sensed} - {
-            p.stream for p in problems
-        }:
-            self.notices.clear(f'stream {name}')
-        for problem in problems:
-            self.notices.set(f'stream {problem.stream}', problem.text)
+        silent = {f'stream {p.stream}': p.text for p in problems}
+        for key in self._silent - silent.keys():
+            self.notices.clear(key)
+        for key, text in silent.items():
+            self.notices.set(key, text)
+        self._silent = silent.keys()
         if self.safety.estop.latched:
             reason = ESTOP
         elif problems:
@@ -227,10 +230,10 @@ class RealTimeLoop(Loop):
         if joint is None and self._reset_ns is not None:
             if self._newest_stamp_ns() < self._reset_ns - SAME_STAMP_NS:
                 text = f'stream {topic}: nothing since the reset of the world'
-                joint = StreamProblem(topic, 'stale', text)
+                joint = StreamProblem(topic, topic, 'stale', text)
             else:
                 self._reset_ns = None
-        covered = joint is None or any(p.stream == topic for p in found)
+        covered = joint is None or any(p.topic == topic for p in found)
         return found if covered else [*found, joint]
 
     @property

@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""In real time the arm always has a plan that ends at rest, whatever is late, stale or broken."""
+
+import numpy as np
+import pytest
+from checkpoints import HORIZON
+
+from dipod_ros.serving import safety
+from dipod_ros.serving.decisions import Outcome
+from dipod_ros.serving.realtime import RealTimeLoop
+
+DT = 0.04
+START = np.array([0.1, 0.2, 0.3])
+FAST = np.full((HORIZON, 3), 0.03)
+
+
+class World:
+    """Plays time: sensors, control periods and, in between, decisions."""
+
+    def __init__(self, bench):
+        self.bench, self.loop, self.clock = bench, bench.loop, bench.clock
+        self.position = START.copy()
+        self.sensing = True
+        self.setpoints, self.plans = [], []
+        bench.engine.chunk = FAST
+
+    def sense(self):
+        if self.sensing:
+            self.bench.sense(round(self.clock.now * 1e9), self.position)
+
+    def period(self, decide=True, latency_s=0.0):
+        """Run one control period, with at most one decision in it."""
+        self.sense()
+        command = self.loop.control()
+        if command is not None:
+            self.setpoints.append(command.setpoint)
+            self.plans.append(command.plan)
+        if decide:
+            step = self.loop.step()
+            if step is not None and self.loop.config.interface == 'trajectory':
+                self.plans.append(step[0].plan)
+        self.clock.advance(DT)
+
+    def run(self, periods, **more):
+        for _ in range(periods):
+            self.period(**more)
+
+    def counts(self, name):
+        return self.bench.safety.counts[name]
+
+
+@pytest.fixture
+def world(make_bench):
+    return World(make_bench(RealTimeLoop, interface='position'))
+
+
+def assert_smooth(setpoints, limits):
+    """Setpoints once per period are averages of control points: the same limits hold."""
+    path = np.array(setpoints)
+    speed = np.diff(path, axis=0) / DT
+    assert np.all(np.abs(speed) <= limits.velocity + 1e-9)
+    assert np.all(np.abs(np.diff(speed, axis=0)) <= limits.acceleration * DT + 1e-9)
+    assert np.all(path >= limits.lower) and np.all(path <= limits.upper)
+
+
+def test_nothing_is_commanded_before_the_first_decision(world):
+    world.sensing = False
+    world.run(5)
+    assert world.setpoints == []
+    assert any('goal' in text for text in world.bench.notices.active)
+    world.sensing = True
+    world.run(3)
+    assert world.setpoints
+    np.testing.assert_allclose(world.setpoints[0], START, atol=0.01)
+
+
+def test_chunks_follow_each_other_without_a_gap(world):
+    world.run(5 * HORIZON)
+    # The first one is there after the first period; each lasts HORIZON periods.
+    assert world.bench.agent.number == 5
+    assert world.counts(safety.UNDERRUN) == 0
+    assert_smooth(world.setpoints, world.bench.limits)
+    assert np.all(np.diff(np.array(world.setpoints)[2:], axis=0) > 0)
+
+
+def test_receding_horizon_decides_every_few_steps(make_bench):
+    world = World(make_bench(RealTimeLoop, interface='position', replan_steps=2))
+    world.run(20)
+    assert world.bench.agent.number == 10
+    assert_smooth(world.setpoints, world.bench.limits)
+
+
+def test_a_decision_begins_earlier_when_decisions_take_long(world):
+    world.run(3)
+    for _ in range(200):
+        world.loop.engine_latency.add(1.9 * DT)
+    assert world.loop.latency_ticks() == 2
+    began = world.bench.agent.number
+    world.run(HORIZON)
+    assert world.bench.agent.number > began
+    assert world.loop.timeline.consumed(world.loop.tick) <= HORIZON - 2
+
+
+def test_a_chunk_that_took_long_starts_where_time_has_got_to(world):
+    def think():
+        world.bench.engine.during = lambda: None
+        for _ in range(3):
+            world.clock.advance(DT)
+            world.period(decide=False)
+            world.clock.advance(-DT)
+
+    world.run(2)
+    chunk = FAST.copy()
+    world.bench.engine.during = think
+    world.run(HORIZON)
+    plan = world.loop.timeline.plan
+    assert plan.start - plan.chunk_start == 3
+    assert plan.chunk_end - plan.start == len(chunk) - 3
+    assert_smooth(world.setpoints, world.bench.limits)
+
+
+def test_a_decision_that_never_ends_leaves_the_arm_braked_and_is_noticed(world):
+    world.run(3)
+
+    def hang():
+        world.bench.engine.during = lambda: None
+        world.run(40, decide=False)
+
+    world.bench.engine.during = hang
+    world.run(HORIZON)
+    assert world.counts(safety.UNDERRUN) == 1
+    assert world.counts(safety.WATCHDOG) == 1
+    assert any('watchdog' in text for problem, text in world.bench.told if problem)
+    assert_smooth(world.setpoints, world.bench.limits)
+    stand = world.setpoints[3 + HORIZON + 15 : 3 + HORIZON + 30]
+    np.testing.assert_allclose(np.ptp(stand, axis=0), 0.0, atol=1e-12)
+    world.run(10)
+    assert world.bench.notices.active == []
+    assert world.setpoints[-1][0] > stand[-1][0]
+
+
+def test_a_stale_stream_brakes_holds_and_recovers_by_itself(world):
+    world.run(8)
+    world.sensing = False
+    world.run(30)
+    assert world.counts(safety.STALE) == 1
+    stand = world.setpoints[-1]
+    np.testing.assert_array_equal(world.setpoints[-5], stand)
+    assert any('joint_states' in text for text in world.bench.notices.active)
+    told = len(world.bench.told)
+    world.run(10)
+    assert len(world.bench.told) == told  # said once
+    world.position = stand
+    world.sensing = True
+    world.run(10)
+    assert world.bench.notices.active == []
+    assert np.all(world.setpoints[-1] > stand)
+    assert_smooth(world.setpoints, world.bench.limits)
+
+
+def test_the_record_of_a_chunk_cut_short_is_marked(world):
+    world.run(5)
+    world.sensing = False
+    world.run(10)
+    world.loop.on_outcome(Outcome(round(world.clock.now * 1e9), 0))
+    *whole, record = world.loop.finished_records()
+    assert record.interrupted and not any(r.interrupted for r in whole)
+    done = ~np.isnan(record.executed[:, 0])
+    assert 0 < done.sum() <= HORIZON
+    # The points that are said to be executed are those that were commanded.
+    commanded = np.array(world.setpoints)
+    first = np.flatnonzero(done)[0]
+    middle = (record.executed[first + 1] + record.executed[first]) / 2
+    assert np.min(np.abs(commanded - middle).max(axis=1)) < 1e-6
+
+
+def test_an_arm_that_was_moved_while_it_stood_is_not_pulled_back(world):
+    world.run(5)
+    world.sensing = False
+    world.run(20)
+    world.position = np.array([1.0, 1.0, -1.0])
+    world.sensing = True
+    world.run(2)
+    assert world.counts(safety.RESYNC) == 1
+    np.testing.assert_allclose(world.setpoints[-1], world.position, atol=0.05)
+
+
+def test_the_estop_brakes_at_once_and_stays(world):
+    world.run(6)
+    world.bench.safety.estop.latch('test')
+    before = len(world.setpoints)
+    world.run(20)
+    assert world.counts(safety.ESTOP) == 1
+    assert_smooth(world.setpoints, world.bench.limits)
+    speed = np.diff(np.array(world.setpoints[before - 1 :]), axis=0) / DT
+    # One period is committed already; from then on the speed falls at the limit.
+    assert np.all(np.abs(speed[2]) < np.abs(speed[0]) + 1e-12)
+    np.testing.assert_allclose(speed[-1], 0.0, atol=1e-12)
+    asked = len(world.bench.engine.observations)
+    world.bench.safety.estop.reset()
+    world.position = world.setpoints[-1]
+    world.run(3)
+    assert len(world.bench.engine.observations) > asked
+    assert_smooth(world.setpoints, world.bench.limits)
+
+
+def test_the_estop_does_not_wait_for_the_control_period(make_bench):
+    world = World(make_bench(RealTimeLoop, interface='trajectory'))
+    world.run(4)
+    world.bench.safety.estop.latch('test')
+    world.clock.advance(-DT / 2)  # in the middle of the period that `run` has just ended
+    tick = world.loop.tick
+    command = world.loop.control()
+    assert world.loop.tick == tick
+    assert command is not None and command.plan.motion.horizon == 0
+
+
+def test_a_failing_engine_is_asked_once_per_period(world):
+    world.run(4)
+    world.bench.engine.chunk = RuntimeError('no device')
+    asked = len(world.bench.engine.observations)
+    world.sense()
+    for _ in range(50):
+        world.loop.step()
+    assert len(world.bench.engine.observations) - asked <= 1
+    world.run(HORIZON + 10)
+    assert world.counts(safety.FAULT) > 0
+    assert any('no device' in text for text in world.bench.notices.active)
+    assert_smooth(world.setpoints, world.bench.limits)
+
+
+def test_numbers_that_are_not_finite_never_become_setpoints(world):
+    world.run(4)
+    world.bench.engine.chunk = np.full((HORIZON, 3), np.inf)
+    world.run(20)
+    assert np.isfinite(world.setpoints).all()
+    assert world.counts(safety.NOT_FINITE) > 0
+    assert_smooth(world.setpoints, world.bench.limits)
+
+
+def test_a_trajectory_is_sent_once_per_plan(make_bench):
+    world = World(make_bench(RealTimeLoop, interface='trajectory'))
+    world.run(3 * HORIZON)
+    assert len(world.plans) == world.bench.agent.number == 3
+    world.sensing = False
+    world.run(30)
+    assert len(world.plans) == world.bench.agent.number + 1
+    assert world.plans[-1].motion.horizon == 0
+
+
+def test_trajectories_continue_each_other_at_their_seams(make_bench):
+    world = World(make_bench(RealTimeLoop, interface='trajectory', replan_steps=3))
+    world.run(20)
+    assert len(world.plans) > 4
+    for old, new in zip(world.plans, world.plans[1:], strict=False):
+        np.testing.assert_allclose(new.previous, old.point(new.start))
+        np.testing.assert_allclose(new.velocity, old.velocity_at(new.start, DT))
+
+
+def test_a_reset_of_the_world_starts_a_new_episode_from_the_arm(world):
+    world.run(5)
+    stamp = round(world.clock.now * 1e9)
+    world.loop.on_outcome(Outcome(stamp, 0, terminated=True, success=True, reset=True))
+    before = len(world.setpoints)
+    assert world.loop.control() is None  # the arm has not been seen in the new episode
+    world.position = np.array([-1.0, 0.0, 1.0])
+    world.run(3)
+    np.testing.assert_allclose(world.setpoints[before], world.position, atol=0.01)
+    record = world.loop.finished_records()[0]
+    assert record.terminated and record.success and not record.interrupted
+    assert world.loop.log.current.episode == 1
+
+
+def test_stopping_brings_the_arm_to_rest(world):
+    world.run(5)
+    assert not world.loop.stopped
+    world.loop.stop()
+    world.run(20)
+    assert world.loop.stopped
+    assert_smooth(world.setpoints, world.bench.limits)
+    np.testing.assert_array_equal(world.setpoints[-1], world.setpoints[-2])
+
+
+def test_after_a_stall_of_the_machine_no_point_is_skipped(world):
+    world.run(4)
+    world.clock.advance(10 * DT)
+    world.run(4)
+    assert world.loop.late_periods == 10
+    assert_smooth(world.setpoints, world.bench.limits)
+
+
+def test_periods_stay_on_their_grid(make_bench):
+    world = World(make_bench(RealTimeLoop, interface='position'))
+    world.run(2)
+    begun = world.loop.next_control_s()
+    for k in range(1, 200):
+        world.sense()
+        world.clock.now = world.loop.next_control_s() + 0.003 * (k % 3)  # late wake-ups
+        world.loop.control()
+        world.loop.step()
+    assert world.loop.next_control_s() == pytest.approx(begun + 199 * DT)
+    assert world.loop.late_periods == 0

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chunks continue each other in position and velocity, aligned by the ticks that went by."""
+
+import numpy as np
+import pytest
+from checkpoints import make_limits
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dipod_ros.serving.safety import SafetyFilter
+from dipod_ros.serving.timeline import ChunkTimeline
+
+DT = 0.04
+LIMITS = make_limits()
+START = np.array([0.1, -0.1, 0.5])
+SLOW = np.full((6, 3), 0.002)  # reachable from rest in one period
+
+
+@pytest.fixture
+def timeline():
+    line = ChunkTimeline(SafetyFilter(LIMITS, DT))
+    line.reset(START, tick=0)
+    return line
+
+
+def test_before_the_first_reset_nothing_can_be_planned():
+    with pytest.raises(RuntimeError, match='reset'):
+        ChunkTimeline(SafetyFilter(LIMITS, DT)).command(0)
+
+
+def test_increments_are_summed_from_the_command(timeline):
+    plan = timeline.schedule(SLOW, observed_tick=0, tick=0)
+    expected = START + np.cumsum(SLOW, axis=0)
+    np.testing.assert_allclose([plan.point(k) for k in range(1, 7)], expected)
+    assert plan.chunk_end == 6
+
+
+def test_a_start_outside_the_limits_is_clipped(timeline):
+    timeline.reset(np.full(3, 99.0), tick=3)
+    np.testing.assert_array_equal(timeline.command(3), LIMITS.upper)
+
+
+def test_the_step_that_is_due_follows_the_ticks_and_ends_with_the_chunk(timeline):
+    assert timeline.index(0) is None
+    timeline.schedule(SLOW, 0, 0)
+    assert [timeline.index(t) for t in range(8)] == [0, 1, 2, 3, 4, 5, None, None]
+    assert [timeline.remaining(t) for t in (0, 4, 6, 9)] == [6, 2, 0, 0]
+    assert timeline.consumed(4) == 4
+
+
+def test_targets_whose_time_has_passed_are_left_out(timeline):
+    timeline.schedule(SLOW, 0, 0)
+    chunk = SLOW * 0.5
+    # Observed at tick 2, there at tick 4: steps 0 and 1 are history, whatever anybody estimated.
+    plan = timeline.schedule(chunk, observed_tick=2, tick=4)
+    base = START + 2 * SLOW[0]
+    np.testing.assert_allclose(plan.point(5), base + 3 * chunk[0], atol=1e-12)
+    assert timeline.index(4) == 2
+    assert plan.chunk_end == 8
+
+
+def test_a_chunk_that_is_all_history_is_refused_and_the_plan_stays(timeline):
+    before = timeline.schedule(SLOW, 0, 0)
+    assert timeline.schedule(SLOW, observed_tick=0, tick=6) is None
+    assert timeline.plan is before
+
+
+def test_without_a_successor_the_plan_brakes_and_holds(timeline):
+    fast = np.full((6, 3), 0.05)
+    plan = timeline.schedule(fast, 0, 0)
+    end = plan.point(10_000)
+    np.testing.assert_array_equal(plan.point(plan.start + len(plan.motion.points)), end)
+    positions, velocities = plan.knots(DT)
+    np.testing.assert_array_equal(velocities[-1], 0.0)
+    np.testing.assert_allclose(positions[-1], end)
+
+
+def test_executed_are_the_points_of_this_chunk_that_were_commanded(timeline):
+    plan = timeline.schedule(SLOW, observed_tick=0, tick=2)
+    executed = plan.executed(tick=5, horizon=6)
+    assert np.isnan(executed[:2]).all() and np.isnan(executed[5:]).all()
+    np.testing.assert_array_equal(executed[2:5], plan.motion.points[:3])
+    assert np.isnan(timeline.brake(5).executed(9, 6)).all()
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 9), st.integers(0, 3), st.floats(-0.3, 0.3), st.booleans()),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_seams_keep_position_velocity_and_acceleration(changes):
+    """Replan, brake or let go on at arbitrary ticks; the played points are one legal path."""
+    line = ChunkTimeline(SafetyFilter(LIMITS, DT))
+    line.reset(START, 0)
+    tick, path = 0, [START, START]
+    for wait, late, increment, brake in changes:
+        observed = tick
+        for _ in range(late):
+            tick += 1
+            path.append(line.command(tick))
+        if brake:
+            line.brake(tick)
+        else:
+            line.schedule(np.full((6, 3), increment), observed, tick)
+        for _ in range(wait):
+            tick += 1
+            path.append(line.command(tick))
+    path = np.array(path)
+    speed = np.diff(path, axis=0) / DT
+    assert np.all(path >= LIMITS.lower) and np.all(path <= LIMITS.upper)
+    assert np.all(np.abs(speed) <= LIMITS.velocity + 1e-9)
+    assert np.all(np.abs(np.diff(speed, axis=0)) <= LIMITS.acceleration * DT + 1e-9)
