@@ -25,9 +25,9 @@ MAX_ACTORS = 64
 @dataclass
 class _Actor:
     last_seq: int = -1
-    episode: int | None = None
+    episode: int | None = None  # the one under way
     decisions: list[Decision] = field(default_factory=list)
-    spoiled: bool = False
+    spoiled: bool = False  # the episode has a hole: nothing of it is kept
 
 
 class ReplayAssembler:
@@ -73,14 +73,19 @@ class ReplayAssembler:
             actor.spoiled = True
         actor.last_seq = decision.seq
         if decision.episode != actor.episode:
-            if actor.decisions:
+            if actor.episode is not None:
                 self.counts['incomplete'] += 1
             actor.episode, actor.decisions, actor.spoiled = decision.episode, [], False
-        if decision.step != len(actor.decisions):
+        # An episode that never ends must not fill the memory either.
+        if decision.step != len(actor.decisions) or len(actor.decisions) >= self._max_waiting:
             actor.spoiled = True
-        actor.decisions.append(decision)
+        if actor.spoiled:
+            actor.decisions = []
+        else:
+            actor.decisions.append(decision)
         if decision.terminated or decision.truncated:
             self._finish(actor)
+            actor.episode = None
 
     def take(
         self, least: int, most: int, version_of: Callable[[str], int | None]
@@ -138,6 +143,7 @@ class ReplayAssembler:
         shape = (self.spec.horizon, len(self.spec.joints))
         return (
             decision.observation.shape == (self.spec.observation_size,)
+            and decision.noise.shape == (self.spec.noise_size,)
             and decision.chunk.shape == shape
             and np.isfinite(decision.reward)
         )
