@@ -120,6 +120,4 @@ def test_closing_ends_the_thread(workshop):
     workshop.swap.close()
     workshop.swap.request(manifest('a'), 'trainer')
     assert workshop.swap.state == IDLE
-    assert not any(
-        t.name == 'hot_swap' and t is workshop.swap._thread for t in threading.enumerate()
-    )
+    assert workshop.swap._thread not in threading.enumerate()
