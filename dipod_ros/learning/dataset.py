@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as dump
 
 from dipod_ros.errors import UserError
+from dipod_ros.policy.atomic import write_file
 from dipod_ros.policy.spec import PolicySpec
 
 SCHEMA = 'dipod_ros.demonstrations/1'
@@ -50,11 +51,8 @@ class Demonstrations:
                 'seed': json.dumps(self.seed),
             },
         )
-        staging = path.with_name(f'.{path.name}.{os.getpid()}')
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            staging.write_bytes(payload)
-            os.replace(staging, path)
+            write_file(path, payload)
         except OSError as error:
             raise UserError(f'cannot write {path}: {error.strerror or error}') from error
 
@@ -67,9 +65,9 @@ class Demonstrations:
             with safe_open(str(path), framework='np') as handle:
                 metadata = handle.metadata() or {}
                 if metadata.get('schema') != SCHEMA:
-                    raise UserError(f'{path} is not a demonstrations file of schema {SCHEMA}')
+                    raise UserError(f'not a file of schema {SCHEMA}')
                 arrays = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118
-            return cls(
+            data = cls(
                 spec=PolicySpec.from_dict(yaml.safe_load(metadata['spec'])),
                 observations=arrays['observations'],
                 actions=arrays['actions'],
@@ -77,5 +75,22 @@ class Demonstrations:
                 success=arrays['success'].astype(bool),
                 seed=int(json.loads(metadata['seed'])),
             )
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise UserError(f'{path} cannot be read as demonstrations: {error}') from error
+            data._check()
+            return data
+        except (OSError, SafetensorError, KeyError, ValueError, yaml.YAMLError, UserError) as error:
+            reason = str(error).split('\n')[0]
+            raise UserError(f'{path} cannot be read as demonstrations: {reason}') from error
+
+    def _check(self) -> None:
+        rows = len(self.observations)
+        expected = {
+            'observations': (rows, self.spec.observation_size),
+            'actions': (rows, self.spec.horizon, len(self.spec.joints)),
+            'episodes': (rows,),
+        }
+        for name, shape in expected.items():
+            values = getattr(self, name)
+            if values.shape != shape or rows == 0:
+                raise UserError(f'{name} has shape {values.shape}, expected {shape} and no 0')
+            if not np.all(np.isfinite(values)):
+                raise UserError(f'{name} holds numbers that are not finite')

@@ -35,8 +35,8 @@ class ReplayAssembler:
 
     Counters (see `counts`): received, duplicates, lost (gaps in seq), invalid (wrong shapes),
     interrupted (episodes with a chunk not executed as sampled), incomplete (episodes with a gap or
-    without an end), stale (decisions of policies too old or unknown), overflow (episodes dropped
-    because nobody took them in time).
+    without an end), stale (decisions of policies too old or unknown), skipped (episodes passed over
+    for newer ones), overflow (episodes dropped because nobody took them).
     """
 
     def __init__(self, spec: PolicySpec, max_waiting_decisions: int = 20_000) -> None:
@@ -90,7 +90,10 @@ class ReplayAssembler:
     def take(
         self, least: int, most: int, version_of: Callable[[str], int | None]
     ) -> Rollout | None:
-        """Return all finished episodes, at most `most`, or None while there are fewer than `least`.
+        """Return the newest finished episodes, or None while there are fewer than `least`.
+
+        Where more than `most` wait, the stream is faster than learning: the older ones are dropped,
+        because each update would learn from staler episodes than the one before.
 
         `version_of` maps a policy's sha256 to its version, or to None when it is too old to learn
         from; leading stale decisions of an episode are cut off, as are episodes that are all stale.
@@ -98,8 +101,11 @@ class ReplayAssembler:
         self._drop_stale(version_of)
         if len(self._ready) < least:
             return None
+        while len(self._ready) > most:
+            self._waiting -= len(self._ready.popleft())
+            self.counts['skipped'] += 1
         parts = []
-        for _ in range(min(most, len(self._ready))):
+        while self._ready:
             decisions = self._ready.popleft()
             self._waiting -= len(decisions)
             parts.append(_episode(decisions, version_of, self.spec))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as dump
 
 from dipod_ros.errors import UserError
+from dipod_ros.policy.atomic import write_file
 
 
 def pack_optimizer(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -56,21 +56,14 @@ def unpack_module(
 def save_state(
     path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], info: Mapping[str, Any]
 ) -> None:
-    """Write tensors and JSON-serialisable `info` atomically (temporary file, flush, rename)."""
+    """Write tensors and JSON-serialisable `info` atomically; raises UserError."""
     path = Path(path)
-    staging = path.parent / f'.{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}'
+    payload = dump(
+        {k: v.contiguous() for k, v in tensors.items()}, metadata={'info': json.dumps(info)}
+    )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        payload = dump(
-            {k: v.contiguous() for k, v in tensors.items()}, metadata={'info': json.dumps(info)}
-        )
-        with open(staging, 'wb') as handle:
-            handle.write(payload)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(staging, path)
+        write_file(path, payload)
     except OSError as error:
-        staging.unlink(missing_ok=True)
         raise UserError(f'cannot write {path}: {error.strerror or error}') from error
 
 

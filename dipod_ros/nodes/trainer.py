@@ -46,6 +46,11 @@ class TrainerParams:
     model_dirs: tuple[str, ...] = param((), 'further folders that checkpoints may come from')
     run_dir: str = param('runs/online', 'folder of this run; an earlier run in it is resumed')
     episodes_per_update: int = param(64, 'finished episodes that start an update', low=1)
+    max_episodes_per_update: int = param(
+        128,
+        'newest episodes an update learns from, where more have come; at least the above',
+        low=1,
+    )
     max_updates: int = param(0, 'updates after which learning is finished; 0 is no end', low=0)
     beta: float = param(0.03, 'on-policy ELBO regulariser, x std of the advantage', low=0.0)
     epochs: int = param(40, 'passes over the episodes of an update', low=1)
@@ -143,12 +148,13 @@ class Trainer(Node):
 
     def _learn_until_finished(self) -> None:
         least = self.params.episodes_per_update
+        most = max(least, self.params.max_episodes_per_update)
         while not self._stop.is_set():
             self._drain()
             if self._finish.is_set():
                 self._finish_run()
                 return
-            rollout = self._assembler.take(least, 4 * least, self._run.version_of)
+            rollout = self._assembler.take(least, most, self._run.version_of)
             if rollout is None:
                 self._set_state('waiting')
                 with self._wake:
@@ -185,7 +191,7 @@ class Trainer(Node):
             'clamped_fraction': self._clamped / max(1, self._decisions),
             'waiting_episodes': self._assembler.ready_episodes,
         }
-        names = ('duplicates', 'lost', 'invalid', 'interrupted', 'incomplete', 'stale', 'overflow')
+        names = ('duplicates', 'lost', 'invalid', 'interrupted', 'incomplete', 'stale', 'skipped')
         metrics |= {f'replay_{name}': counts[name] for name in names}
         self._metrics = metrics
         self._publish_metrics(metrics)
