@@ -67,6 +67,10 @@ def save_fragile_checkpoint(path, seed=0):
     size, observation = policy.spec.action_size, policy.spec.observation_size
     weight = policy.net.input.weight
     weight.zero_()
+    policy.net.input.bias.zero_()
+    for block in policy.net.blocks:
+        block.weight.zero_()
+        block.bias.zero_()
     weight[::2, -observation:] = 1e30
     weight[1::2, -observation:] = -1e30  # whatever the sign of the sum, half of them are active
     policy.net.output.weight.fill_(1e30)

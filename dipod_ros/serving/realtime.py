@@ -202,8 +202,11 @@ class RealTimeLoop(Loop):
             return
         if self.timeline.plan is not None:
             if not self._held:
-                self._end_decision(self._newest_stamp_ns(), interrupted=True, tick=before)
-                self.timeline.brake(before)
+                # The point of a period that begins now: still to be chosen where points are sent
+                # one by one, under way already where the controller has a trajectory.
+                begin = before if self.config.interface == 'position' else self.tick
+                self._end_decision(self._newest_stamp_ns(), interrupted=True, tick=begin)
+                self.timeline.brake(begin)
             if reason != STOPPING:
                 self.safety.count(reason)
         self._generation += 1
