@@ -83,6 +83,8 @@ class Demonstrations:
 
     def _check(self) -> None:
         rows = len(self.observations)
+        if rows == 0:
+            raise UserError('no decisions in it')
         expected = {
             'observations': (rows, self.spec.observation_size),
             'actions': (rows, self.spec.horizon, len(self.spec.joints)),
@@ -90,7 +92,7 @@ class Demonstrations:
         }
         for name, shape in expected.items():
             values = getattr(self, name)
-            if values.shape != shape or rows == 0:
-                raise UserError(f'{name} has shape {values.shape}, expected {shape} and no 0')
+            if values.shape != shape:
+                raise UserError(f'{name} has shape {values.shape}, expected {shape}')
             if not np.all(np.isfinite(values)):
                 raise UserError(f'{name} holds numbers that are not finite')

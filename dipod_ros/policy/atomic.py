@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a folder of files whole or not at all, whenever the writer dies. Standard library only."""
+"""Writes a file or a folder of files whole or not at all, whenever the writer dies.
+
+Standard library only.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,23 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
+def write_file(path: Path, payload: bytes) -> None:
+    """Write a file, in place of the one that is there.
+
+    It is written and flushed under a hidden name beside it, then renamed. What an earlier writer
+    left when it was killed is cleared. Raises OSError; the old file is still there then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = _aside(path)
+    try:
+        _write(staging, payload)
+        os.replace(staging, path)
+    except BaseException:
+        staging.unlink(missing_ok=True)
+        raise
+    _clear_leftovers(path)
+
+
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write `files` (contents by plain name) as `folder`, in place of the folder that is there.
 
@@ -28,10 +48,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     staging.mkdir()
     try:
         for name, payload in files.items():
-            with open(staging / name, 'wb') as handle:
-                handle.write(payload)
-                handle.flush()
-                os.fsync(handle.fileno())
+            _write(staging / name, payload)
         if folder.exists():
             _replace(folder, staging)
         else:
@@ -47,8 +64,15 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     _clear_leftovers(folder)
 
 
-def _aside(folder: Path) -> Path:
-    return folder.parent / f'.{folder.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}'
+def _aside(path: Path) -> Path:
+    return path.parent / f'.{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}'
+
+
+def _write(path: Path, payload: bytes) -> None:
+    with open(path, 'wb') as handle:
+        handle.write(payload)
+        handle.flush()
+        os.fsync(handle.fileno())
 
 
 def _replace(folder: Path, staging: Path) -> None:
@@ -80,13 +104,16 @@ def _exchange(first: Path, second: Path) -> None:
         raise OSError(code, os.strerror(code))
 
 
-def _clear_leftovers(folder: Path) -> None:
-    """Remove what writers of this folder left that are no longer alive."""
-    pattern = re.compile(re.escape(f'.{folder.name}.') + r'(\d+)-[0-9a-f]{8}')
-    for entry in folder.parent.iterdir():
+def _clear_leftovers(path: Path) -> None:
+    """Remove what writers of this path left that are no longer alive."""
+    pattern = re.compile(re.escape(f'.{path.name}.') + r'(\d+)-[0-9a-f]{8}')
+    for entry in path.parent.iterdir():
         match = pattern.fullmatch(entry.name)
         if match and not _alive(int(match.group(1))):
-            shutil.rmtree(entry, ignore_errors=True)
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:
