@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trainer as a process: fed with decisions, watched from its topics, killed and resumed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticArray
+from std_msgs.msg import Float64MultiArray, String, UInt8MultiArray
+from std_srvs.srv import Trigger
+
+from dipod_ros.policy import checkpoint as ckpt
+from dipod_ros.policy.decision import Decision, encode
+from dipod_ros.policy.flow import load_policy
+from dipod_ros.ros import messages, qos, runtime
+from test.checkpoints import save_checkpoint
+from test.hil.harness import TIMEOUT_S, make_context
+
+pytestmark = pytest.mark.ros
+
+EPISODES, STEPS = 4, 3
+
+
+class Trainer:
+    """The trainer node as a process."""
+
+    def __init__(self, folder, **parameters):
+        self.log_path = Path(folder) / f'trainer-{time.monotonic_ns()}.log'
+        given = {
+            'checkpoint': str(folder / 'initial'),
+            'model_dirs': [str(folder)],
+            'run_dir': str(folder / 'run'),
+            'episodes_per_update': EPISODES,
+            'epochs': 2,
+            'critic_warmup_updates': 0,
+            'gap_every': 0,
+            'student_train_steps': 20,
+            'tensorboard': False,
+            **parameters,
+        }
+        command = [sys.executable, '-m', 'dipod_ros.nodes.trainer', '--ros-args']
+        for name, value in given.items():
+            command += ['-p', f'{name}:={json.dumps(value)}']
+        with open(self.log_path, 'w') as log:
+            self.process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {'RCUTILS_COLORIZED_OUTPUT': '0'},
+            )
+
+    @property
+    def log(self):
+        return self.log_path.read_text()
+
+    def stop(self, number=signal.SIGINT):
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(30.0)
+
+
+class Actor:
+    """Plays a policy server: publishes decisions of a real policy, hears the announcements."""
+
+    def __init__(self, context, folder):
+        self.node = runtime.Node('actor', context=context)
+        self.news = threading.Condition()
+        self.checkpoints, self.students, self.statuses, self.metrics = [], [], [], []
+        self.diagnostics = []
+        self.seq = self.episode = 0
+        self.rng = np.random.default_rng(0)
+        self.use(folder / 'initial')
+        self._replay = self.node.create_publisher(UInt8MultiArray, 'replay', qos.REPLAY)
+        for topic, kept in (
+            ('checkpoint', self.checkpoints),
+            ('student', self.students),
+            ('status', self.statuses),
+        ):
+            self.node.create_subscription(
+                String,
+                f'trainer/{topic}',
+                lambda m, kept=kept: self._add(kept, json.loads(m.data)),
+                qos.LATCHED,
+            )
+        self.node.create_subscription(
+            Float64MultiArray,
+            'trainer/metrics',
+            lambda m: self._add(
+                self.metrics,
+                dict(zip(m.layout.dim[0].label.split(','), m.data, strict=True)),
+            ),
+            qos.STATE,
+        )
+        self.node.create_subscription(
+            DiagnosticArray, '/diagnostics', lambda m: self._add(self.diagnostics, m), 10
+        )
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._spin, daemon=True)
+        self._thread.start()
+
+    def use(self, path):
+        self.policy = load_policy(path)
+        self.sha = ckpt.read_manifest(path).sha256
+
+    def close(self):
+        self._stop.set()
+        self._thread.join(5.0)
+        self.node.destroy_node()
+
+    def wait(self, condition):
+        with self.news:
+            assert self.news.wait_for(condition, TIMEOUT_S), 'waited in vain'
+
+    def wait_connected(self):
+        deadline = time.monotonic() + TIMEOUT_S
+        while self._replay.get_subscription_count() == 0:  # discovery has no event in rclpy
+            assert time.monotonic() < deadline, 'the trainer did not connect'
+            time.sleep(0.02)
+
+    def act(self, episodes=EPISODES, **changes):
+        """Publish whole episodes of the policy in use."""
+        for _ in range(episodes):
+            success = bool(self.rng.random() < 0.5)
+            for step in range(STEPS):
+                self.publish(encode(self.decision(step, success, **changes)))
+            self.episode += 1
+
+    def decision(self, step, success, **changes):
+        spec = self.policy.spec
+        observation = self.rng.standard_normal(spec.observation_size).astype(np.float32)
+        noise = self.rng.standard_normal(spec.noise_size).astype(np.float32)
+        chunk = self.policy.act(observation[None], noise[None])[0]
+        last = step == STEPS - 1
+        values = {
+            'actor': 'arm',
+            'seq': self.seq,
+            'episode': self.episode,
+            'step': step,
+            'policy_sha': self.sha,
+            'stamp_s': 0.0,
+            'observation': observation,
+            'noise': noise,
+            'chunk': chunk,
+            'executed': np.cumsum(chunk, axis=0),
+            'reward': float(last and success),
+            'success': last and success,
+            'terminated': last,
+            'truncated': False,
+            'clamp_rad': 0.0,
+            'interrupted': False,
+            'latency_s': 0.001,
+        }
+        self.seq += 1
+        return Decision(**values | changes)
+
+    def publish(self, payload):
+        self._replay.publish(messages.payload_msg(payload))
+
+    def call(self, service):
+        client = self.node.create_client(Trigger, f'trainer/{service}')
+        assert client.wait_for_service(TIMEOUT_S)
+        done = threading.Event()
+        future = client.call_async(Trigger.Request())
+        future.add_done_callback(lambda _: done.set())
+        assert done.wait(TIMEOUT_S)
+        return future.result()
+
+    def _add(self, kept, item):
+        with self.news:
+            kept.append(item)
+            self.news.notify_all()
+
+    def _spin(self):
+        executor = runtime.make_executor(self.node.context)
+        executor.add_node(self.node)
+        while not self._stop.is_set():
+            runtime.spin_slice(executor)
+        executor.remove_node(self.node)
+        executor.shutdown()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_checkpoint(tmp_path / 'initial')
+    return tmp_path
+
+
+@pytest.fixture
+def actor(folder):
+    context = make_context()
+    actor = Actor(context, folder)
+    yield actor
+    actor.close()
+    context.shutdown()
+
+
+@pytest.fixture
+def start(folder):
+    started = []
+
+    def start(**parameters):
+        started.append(Trainer(folder, **parameters))
+        return started[-1]
+
+    yield start
+    for trainer in started:
+        if trainer.process.poll() is None:
+            trainer.process.kill()
+            trainer.process.wait()
+
+
+def test_replay_becomes_an_announced_checkpoint_that_loads(start, actor):
+    trainer = start()
+    actor.wait_connected()
+    actor.act()
+    actor.wait(lambda: actor.checkpoints)
+    announced = actor.checkpoints[0]
+    loaded = ckpt.load(announced['path'])
+    assert loaded.manifest.sha256 == announced['sha256'] != actor.sha
+    assert (announced['version'], announced['kind']) == (1, 'flow')
+    assert loaded.manifest.lineage['parent'] == actor.sha
+    actor.wait(lambda: actor.metrics)
+    metrics = actor.metrics[0]
+    assert metrics['episodes'] == EPISODES and metrics['collapsed'] == 0
+    # What acted and what learning assumes are the same policy, up to float32 of two machines.
+    assert metrics['policy_mismatch_rad'] < 1e-5
+    assert 0 <= metrics['clip_fraction'] <= 1 and metrics['gradient_norm'] > 0
+    assert trainer.stop() == 0
+
+
+def test_killed_at_any_time_it_resumes_from_whole_files(start, actor, folder):
+    trainer = start()
+    actor.wait_connected()
+    actor.act()
+    actor.wait(lambda: actor.checkpoints)
+    actor.use(actor.checkpoints[-1]['path'])
+    actor.act()  # an update is on its way, or not, when the process dies
+    trainer.stop(signal.SIGKILL)
+    whole = [p for p in sorted((folder / 'run/checkpoints').iterdir()) if p.name[0] != '.']
+    versions = [ckpt.load(path).manifest.version for path in whole]
+    assert versions and versions == list(range(1, len(versions) + 1))
+    actor.checkpoints.clear()
+    actor.statuses.clear()
+    start()
+    actor.wait(lambda: actor.checkpoints)
+    assert actor.statuses[0]['resumed']
+    resumed = actor.checkpoints[0]['version']
+    assert resumed >= 1
+    actor.use(actor.checkpoints[0]['path'])
+    actor.seq, actor.episode = 1000, 1000
+    actor.wait_connected()
+    actor.act()
+    actor.wait(lambda: any(c['version'] == resumed + 1 for c in actor.checkpoints))
+
+
+def test_finish_distils_a_student_and_hands_over(start, actor):
+    start()
+    actor.wait_connected()
+    actor.act()
+    actor.wait(lambda: actor.checkpoints)
+    assert actor.call('finish').success
+    actor.wait(lambda: actor.statuses and actor.statuses[-1]['state'] == 'finished')
+    actor.wait(lambda: actor.checkpoints[-1]['kind'] == 'student')
+    student = ckpt.load(actor.checkpoints[-1]['path'])
+    assert student.spec.sampler.evaluations == 1
+    assert student.manifest.lineage['teacher'] == actor.checkpoints[-2]['sha256']
+    assert not actor.call('finish').success
+
+
+def test_students_are_made_beside_learning(start, actor):
+    start(student='every_n', student_every=1)
+    actor.wait_connected()
+    actor.act()
+    actor.wait(lambda: actor.students)
+    assert ckpt.read_manifest(actor.students[0]['path']).kind == 'student'
+    assert [c['kind'] for c in actor.checkpoints] == ['flow']
+
+
+def test_nothing_is_learned_from_what_was_not_executed_or_is_not_a_decision(start, actor):
+    start()
+    actor.wait_connected()
+    actor.publish(b'not a decision')
+    actor.act(interrupted=True)
+    actor.act(policy_sha='0' * 64)
+    actor.act()  # the first that may be learned from
+    actor.wait(lambda: actor.metrics)
+    metrics = actor.metrics[0]
+    assert metrics['episodes'] == EPISODES
+    assert metrics['replay_interrupted'] == EPISODES
+    assert metrics['replay_stale'] == EPISODES * STEPS
+
+
+@pytest.mark.parametrize(
+    ('parameters', 'reason'),
+    [
+        ({'checkpoint': ''}, 'parameter checkpoint is empty'),
+        ({'checkpoint': 'nowhere'}, "no checkpoint 'nowhere'"),
+        ({'checkpoint': '/etc'}, 'outside the model folders'),
+        ({'run_dir': '/proc/run'}, 'cannot write run_dir'),
+        ({'trust_region': 'none'}, 'trust_region'),
+        ({'clip': 0.0}, 'clip must be above 0'),
+    ],
+)
+def test_bad_parameters_end_it_with_one_line(start, parameters, reason):
+    trainer = start(**parameters)
+    assert trainer.process.wait(TIMEOUT_S) == 2
+    assert reason in trainer.log and 'Traceback' not in trainer.log
+
+
+def test_another_initial_checkpoint_does_not_resume_a_run(start, actor, folder):
+    trainer = start()
+    actor.wait_connected()
+    actor.act()
+    actor.wait(lambda: actor.checkpoints)
+    trainer.stop()
+    save_checkpoint(folder / 'other', seed=5)
+    second = start(checkpoint=str(folder / 'other'))
+    assert second.process.wait(TIMEOUT_S) == 2
+    assert 'began with another checkpoint' in second.log
