@@ -8,6 +8,7 @@ physics runs for H control periods.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -79,6 +80,8 @@ class ChunkVectorEnv(VectorEnv):
         if seed is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0])
         self.episodes = Episodes(self.task, num_envs, seed, threads)
+        # Called after each control period of a step: a camera sees more than the ends of chunks.
+        self.on_period: Callable[[], None] | None = None
         self._filter = LimitFilter(self.limits, self.control_period_s)
         self._before = np.zeros((num_envs, self.robot.size))
         self._hold(np.ones(num_envs, dtype=bool), first=True)
@@ -126,6 +129,8 @@ class ChunkVectorEnv(VectorEnv):
         setpoints = self._setpoints(points)
         for k in range(self.horizon):
             self.episodes.advance(setpoints[:, k], active)
+            if self.on_period is not None:
+                self.on_period()
         outcome = self.episodes.outcome()
         info: dict[str, Any] = {
             'success': outcome.success,
