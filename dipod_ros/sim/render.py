@@ -1,26 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Owns offscreen pictures of a world; the only file here that needs GL. No ROS."""
+"""Owns offscreen pictures of a world. No ROS; GL is loaded when the first renderer is made."""
 
 from __future__ import annotations
-
-import os
-import sys
 
 import mujoco
 import numpy as np
 
-from dipod_ros.errors import UserError
-from dipod_ros.sim.batch import STATE
-from dipod_ros.sim.world import World
+from dipod_ros.sim.gl import NoGL as NoGL  # what callers catch
+from dipod_ros.sim.gl import offscreen_context
+from dipod_ros.sim.world import SCENE_PREFIX, STATE, World
 
-GL_HINT = (
-    'no OpenGL for offscreen rendering here: apt-get install libegl1 libgl1-mesa-dri '
-    '(or libosmesa6, then MUJOCO_GL=osmesa)'
-)
-
-
-class NoGL(UserError):
-    """There is no offscreen OpenGL on this machine; everything but pictures works."""
+MAX_GEOMS = 1000
 
 
 class SceneRenderer:
@@ -28,60 +18,69 @@ class SceneRenderer:
 
     def __init__(self, world: World, width: int = 320, height: int = 240) -> None:
         """Take the world and the size of the pictures in pixels. Raises NoGL."""
-        # mujoco picks its GL library at the first import of its renderer; on a machine without a
-        # screen the default (GLFW) fails, and with it every later attempt of the process.
-        if sys.platform == 'linux' and not os.environ.get('DISPLAY'):
-            os.environ.setdefault('MUJOCO_GL', 'egl')
         self._world = world
         self._data = mujoco.MjData(world.model)
-        world.model.vis.global_.offwidth = max(width, world.model.vis.global_.offwidth)
-        world.model.vis.global_.offheight = max(height, world.model.vis.global_.offheight)
-        try:
-            self._renderer = mujoco.Renderer(world.model, height=height, width=width)
-        except Exception as error:  # the classes differ between GL libraries
-            reason = str(error).split('\n')[0] or type(error).__name__
-            raise NoGL(f'{GL_HINT} [{reason}]') from error
-        flags = self._renderer.scene.flags
-        flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
-        flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
+        buffer = world.model.vis.global_
+        buffer.offwidth = max(width, buffer.offwidth)
+        buffer.offheight = max(height, buffer.offheight)
+        self._gl = offscreen_context(width, height)
+        self._context = mujoco.MjrContext(world.model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._scene = mujoco.MjvScene(world.model, maxgeom=MAX_GEOMS)
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
+        self._option = mujoco.MjvOption()
+        self._rect = mujoco.MjrRect(0, 0, width, height)
+        self._pixels = np.empty((height, width, 3), dtype=np.uint8)
+        body = mujoco.mj_name2id(world.model, mujoco.mjtObj.mjOBJ_BODY, f'{SCENE_PREFIX}goal')
+        # Row of the goal marker among the mocap bodies, None in a scene without one.
+        self._marker = int(world.model.body_mocapid[body]) if body >= 0 else None
 
     def render(
         self, state: np.ndarray, camera: str | None = None, goal: np.ndarray | None = None
     ) -> np.ndarray:
         """Return uint8 [height, width, 3] of a full-physics state [S].
 
-        `camera` is a camera of the scene or the robot; None is a free camera on the arm. A `goal`
-        [3] (m) is drawn as a green ball.
+        `camera` is a camera of the scene or of the robot's MJCF; None is the scene's `front`, or a
+        view of the whole arm where there is none. `goal` [3] (m) places the scene's goal marker.
         """
         model = self._world.model
         mujoco.mj_setState(model, self._data, state, STATE)
+        if goal is not None and self._marker is not None:
+            self._data.mocap_pos[self._marker] = goal
         mujoco.mj_forward(model, self._data)
-        view = self._free_camera() if camera is None else self._world.camera_id(camera)
-        self._renderer.update_scene(self._data, view)
-        if goal is not None:
-            self._mark(goal)
-        return self._renderer.render().copy()
+        mujoco.mjv_updateScene(
+            model,
+            self._data,
+            self._option,
+            None,
+            self._view(camera),
+            mujoco.mjtCatBit.mjCAT_ALL,
+            self._scene,
+        )
+        self._gl.make_current()
+        mujoco.mjr_render(self._rect, self._scene, self._context)
+        mujoco.mjr_readPixels(self._pixels, None, self._rect, self._context)
+        return self._pixels[::-1].copy()  # OpenGL's first row is the lowest
 
     def close(self) -> None:
         """Release the GL context."""
-        self._renderer.close()
+        self._context.free()
+        self._gl.free()
 
-    def _free_camera(self) -> mujoco.MjvCamera:
-        camera = mujoco.MjvCamera()
-        camera.lookat[:] = (0.35, 0.0, 0.3)
-        camera.distance, camera.azimuth, camera.elevation = 1.7, 150, -25
-        return camera
-
-    def _mark(self, goal: np.ndarray) -> None:
-        scene = self._renderer.scene
-        if scene.ngeom >= scene.maxgeom:
-            return
-        mujoco.mjv_initGeom(
-            scene.geoms[scene.ngeom],
-            mujoco.mjtGeom.mjGEOM_SPHERE,
-            np.array([0.02, 0.0, 0.0]),
-            np.asarray(goal, dtype=np.float64),
-            np.eye(3).ravel(),
-            np.array([0.1, 0.8, 0.2, 0.6], dtype=np.float32),
+    def _view(self, name: str | None) -> mujoco.MjvCamera:
+        view = mujoco.MjvCamera()
+        mujoco.mjv_defaultFreeCamera(self._world.model, view)
+        front = mujoco.mj_name2id(
+            self._world.model, mujoco.mjtObj.mjOBJ_CAMERA, f'{SCENE_PREFIX}front'
         )
-        scene.ngeom += 1
+        found = front if name is None else self._world.camera_id(name)
+        if found >= 0:
+            view.type, view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, found
+        return view
+
+
+def focal_length(world: World, camera: str, height: int) -> float:
+    """Return the focal length (pixel) of a camera whose pictures are `height` pixels high."""
+    angle = np.radians(world.model.cam_fovy[world.camera_id(camera)])
+    return float(height / 2 / np.tan(angle / 2))
