@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,8 @@ def pretrain(
 ) -> FlowPolicy:
     """Fit a policy to demonstrations and return it (averaged weights).
 
-    With `state_file` the run goes on where an interrupted one with the same settings stopped.
+    With `state_file` the run goes on where an interrupted one with the same settings and data
+    stopped.
     `progress` is called with the steps done and the latest loss.
     """
     torch.manual_seed(config.seed)
@@ -64,6 +66,11 @@ def pretrain(
         raise UserError(
             f'the demonstrations hold chunks of {flat.shape[1]} numbers, '
             f'the policy needs {spec.action_size}'
+        )
+    if demonstrations.observations.shape[1] != spec.observation_size:
+        raise UserError(
+            f'the demonstrations hold observations of {demonstrations.observations.shape[1]} '
+            f'numbers, the policy needs {spec.observation_size}'
         )
     policy.normalizer.fit(demonstrations.observations, flat)
     average = policy.clone()
@@ -75,7 +82,8 @@ def pretrain(
         lambda k: 0.5 * (1 + torch.cos(torch.tensor(torch.pi * k / config.steps)).item()),
     )
     done = 0
-    identity = {'config': repr(config), 'spec': repr(spec.to_dict()), 'rows': len(flat)}
+    digest = hashlib.sha256(demonstrations.observations.tobytes() + flat.tobytes()).hexdigest()
+    identity = {'config': repr(config), 'spec': repr(spec.to_dict()), 'data': digest}
     if state_file is not None and state_file.is_file():
         tensors, info = load_state(state_file)
         if info.get('identity') == identity:
