@@ -11,6 +11,7 @@ run_dir/tensorboard/           the same, for TensorBoard
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import deque
 from collections.abc import Callable
@@ -73,6 +74,10 @@ class TrainingRun:
     @property
     def _state_file(self) -> Path:
         return self.run_dir / 'learner.safetensors'
+
+    @property
+    def _metrics_file(self) -> Path:
+        return self.run_dir / 'metrics.jsonl'
 
     def version_of(self, sha256: str) -> int | None:
         """Return the version of a policy, or None when it is too old or unknown to learn from."""
@@ -151,12 +156,19 @@ class TrainingRun:
             )
         self.learner.load(self._state_file)
         for folder in sorted((self.run_dir / 'checkpoints').glob('v*')):
-            manifest = ckpt.read_manifest(folder)
+            try:
+                manifest = ckpt.read_manifest(folder)
+            except ckpt.CheckpointError:  # a kill while it was being deleted
+                continue
             # A checkpoint newer than the state is of an update whose state was never written: it
             # will be made again.
             if manifest.version <= self.learner.version:
                 self._versions[manifest.sha256] = manifest.version
                 self.latest = manifest
+        if self._metrics_file.is_file() and not self._metrics_file.read_bytes().endswith(b'\n'):
+            # A kill cut the last line short: the next one must not continue it.
+            with open(self._metrics_file, 'a', encoding='utf-8') as handle:
+                handle.write('\n')
 
     def _write_checkpoint(self, metrics: dict[str, float]) -> ckpt.Manifest:
         version = self.learner.version
@@ -183,8 +195,14 @@ class TrainingRun:
         return self.latest
 
     def _record(self, metrics: dict[str, float]) -> None:
-        with open(self.run_dir / 'metrics.jsonl', 'a', encoding='utf-8') as handle:
-            handle.write(json.dumps(metrics) + '\n')
+        # JSON has no NaN and no infinity.
+        plain = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+        file = self._metrics_file
+        try:
+            with open(file, 'a', encoding='utf-8') as handle:
+                handle.write(json.dumps(plain) + '\n')
+        except OSError as error:
+            raise UserError(f'cannot write {file}: {error.strerror or error}') from error
         if self._board is not None:
             for name, value in metrics.items():
                 self._board.add_scalar(f'dipod/{name}', value, self.learner.updates)
@@ -206,7 +224,8 @@ def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     rows = []
     for line in file.read_text(encoding='utf-8').splitlines():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             continue
+        rows.append({k: math.nan if v is None else v for k, v in row.items()})
     return rows
