@@ -150,21 +150,16 @@ class CommandOutput:
 
     def _timed(self, command: Command, loop: RealTimeLoop) -> JointTrajectory:
         """Give the points their times on the robot's clock, on one grid across chunks."""
-        plan = command.plan
-        positions, velocities = plan.knots(self._dt)
         period_ns = round(self._dt * messages.NS_PER_S)
-        start_s = loop.tick_time_s(plan.start)
-        start_ns = loop.stamps.stamp_ns(start_s)
-        if start_ns is None or not command.stamp_ns:
+        plan = command.plan
+        if not (loop.on_robot_time and command.stamp_ns):
             # A robot without a clock: execution begins when the message arrives.
-            offset_ns = round((start_s - loop.clock()) * messages.NS_PER_S)
-            return self._writer.message(0, positions, velocities, max(offset_ns, -period_ns // 2))
-        # The knot of `start` lies on the present segment: with it, the controller goes on exactly
-        # where it is instead of interpolating from its last update.
-        knot = plan.previous - plan.velocity * (self._dt / 2)
-        positions = np.concatenate([knot[None], positions])
-        velocities = np.concatenate([plan.velocity[None], velocities])
-        offset_ns = start_ns - command.stamp_ns - period_ns
+            offset_ns = loop.tick_ns(plan.start) - loop.now_ns()
+            return self._writer.message(0, *plan.knots(self._dt), max(offset_ns, -period_ns // 2))
+        # The knots before the plan are those of the segment that is under way: with them the
+        # controller goes on exactly where it is instead of cutting the corner from there.
+        positions, velocities, tick = plan.knots_with_trail(self._dt)
+        offset_ns = loop.tick_ns(tick) - command.stamp_ns - period_ns
         past = max(0, -(offset_ns // period_ns) - 1)  # knots before the stamp cannot be expressed
         return self._writer.message(
             command.stamp_ns, positions[past:], velocities[past:], offset_ns + past * period_ns

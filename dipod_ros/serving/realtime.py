@@ -13,12 +13,17 @@ from dipod_ros.serving.decisions import Outcome
 from dipod_ros.serving.loop import Command, Loop
 from dipod_ros.serving.observation import SAME_STAMP_NS, StreamProblem
 from dipod_ros.serving.safety import ESTOP, STALE, UNDERRUN, WATCHDOG, Watchdog
-from dipod_ros.serving.stamp_clock import StampClock
+from dipod_ros.serving.stamp_clock import NS_PER_S, StampClock
 
 # Which latency the next decision allows for: nearly the worst of the last few hundred.
 LATENCY_PERCENTILE = 99.0
 # A decision begins when a period does; one that takes up to this part of it costs no period.
 FREE_PART_OF_PERIOD = 0.75
+# A trajectory takes time to reach the controller: points closer than this part of a period count
+# as under way already and are not changed any more.
+LEAD_PART_OF_PERIOD = 0.25
+# Publishers need a moment to be found: a stream that is missing is no news before that.
+GRACE_S = 2.0
 STOPPING = 'stopping'
 
 
@@ -31,7 +36,12 @@ class RealTimeLoop(Loop):
         self.watchdog = Watchdog(self.config.watchdog_s, self.clock)
         self.stamps = StampClock()
         self.late_periods = 0  # control periods that were noticed too late
-        self._grid_s: float | None = None  # steady time of tick 0
+        self._trajectory = self.config.interface == 'trajectory'
+        self._period_ns = round(self.safety.dt * NS_PER_S)
+        self._lead_ns = round(LEAD_PART_OF_PERIOD * self._period_ns) if self._trajectory else 0
+        self._grid_ns: int | None = None  # time of tick 0
+        self._jumps = 0  # of the robot's clock, those dealt with
+        self._begun_s = self.clock()
         self._silent: Set[str] = set()  # streams that a notice is about
         self._held = ''  # why nothing may move, '' when it may
         self._sent: object = None  # the plan that was sent last
@@ -46,8 +56,7 @@ class RealTimeLoop(Loop):
             self.log.judge(outcome)
             if outcome.reset:
                 self._end_decision(outcome.stamp_ns)
-                self.timeline.clear()
-                self._generation += 1
+                self._begin_anew()
                 self._reset_ns = outcome.stamp_ns
                 self._step = 0
             self._outcome = outcome
@@ -72,13 +81,33 @@ class RealTimeLoop(Loop):
         """Whether `stop` was called and the arm has come to rest since."""
         return self._stopping and self.at_rest
 
-    def tick_time_s(self, tick: int) -> float:
-        """Return the steady time of a tick, at which the arm passes its knot of the spline."""
-        return (self.clock() if self._grid_s is None else self._grid_s) + tick * self.safety.dt
+    def tick_ns(self, tick: int) -> int:
+        """Return when the arm passes the knot of a tick, on the clock that `now_ns` tells.
+
+        Exact integers on one grid: knots of successive trajectories must not shift in time.
+        """
+        return (self._grid_ns or 0) + tick * self._period_ns
+
+    def now_ns(self) -> int:
+        """Return the present on the robot's clock for trajectories, else on the steady clock.
+
+        A trajectory is executed on the robot's clock; a robot that stamps nothing has none.
+        """
+        now_s = self.clock()
+        robot = self.stamps.stamp_ns(now_s) if self._trajectory else None
+        return round(now_s * NS_PER_S) if robot is None else robot
+
+    @property
+    def on_robot_time(self) -> bool:
+        """Whether `tick_ns` is on the robot's clock."""
+        return self._trajectory and self.stamps.known
 
     def next_control_s(self) -> float:
         """Return when `control` is due next, on the steady clock."""
-        return self.clock() if self._grid_s is None else self.tick_time_s(self.tick)
+        now = self.clock()
+        if self._grid_ns is None:
+            return now + self.safety.dt
+        return now + (self.tick_ns(self.tick) - self._lead_ns - self.now_ns()) / NS_PER_S
 
     def control(self) -> Command | None:
         """Commit the control point that is due; before its time, just look for reasons to stop.
@@ -90,6 +119,9 @@ class RealTimeLoop(Loop):
             sample = self._joint_sample()
             if sample is not None:
                 self.stamps.observe(sample.stamp_ns, sample.received_s)
+            elif self._grid_ns is None:
+                self._check_streams(self.tick)
+                return None  # the robot has not said what time it is
             before = self.tick
             self._advance()
             self._check_streams(before)
@@ -99,7 +131,7 @@ class RealTimeLoop(Loop):
             if plan is None:
                 return None
             news = self.tick > before
-            if self.config.interface == 'trajectory':
+            if self._trajectory:
                 news = plan is not self._sent
             self._sent = plan
             if not news:
@@ -109,7 +141,7 @@ class RealTimeLoop(Loop):
     def ready(self) -> bool:
         """Tell whether a decision is due; call while holding `wake`."""
         # One try per period: an engine that fails at once must not be asked in a busy loop.
-        if self._stopping or self._grid_s is None or self.tick <= self._tried_tick:
+        if self._stopping or self._grid_ns is None or self.tick <= self._tried_tick:
             return False
         if self.safety.estop.latched or self._problems():
             return False
@@ -169,26 +201,39 @@ class RealTimeLoop(Loop):
 
     def _advance(self) -> None:
         """Bring the tick up to the present."""
-        now, dt = self.clock(), self.safety.dt
-        if self._grid_s is None:
-            self._grid_s = now - self.tick * dt
-        # Rounding must not make a wake-up that is exactly on time one period early.
-        behind = int((now - self._grid_s) / dt + 1e-6) + 1 - self.tick
+        now = self.now_ns()
+        if self._grid_ns is None:
+            self._grid_ns = now - self.tick * self._period_ns
+        if self.stamps.jumps != self._jumps and self._trajectory:
+            self._jumps = self.stamps.jumps
+            self.notices.event("the robot's clock was set: starting again from where the arm is")
+            self._end_decision(self._newest_stamp_ns(), interrupted=True)
+            self._begin_anew()
+            self._grid_ns = now - self.tick * self._period_ns
+        behind = (now + self._lead_ns - self._grid_ns) // self._period_ns + 1 - self.tick
         if behind <= 0:
             return
         self.late_periods += behind - 1
-        if self.config.interface == 'position':
+        if not self._trajectory:
             # No point may be skipped: after a stall the plan goes on where it was.
-            self._grid_s += (behind - 1) * dt
+            self._grid_ns += (behind - 1) * self._period_ns
             behind = 1
         self.tick += behind
+
+    def _begin_anew(self) -> None:
+        """Forget the plan and whatever is being sampled."""
+        self.timeline.clear()
+        self._generation += 1
 
     def _check_streams(self, before: int) -> None:
         """Brake from tick `before`, once, when there is a reason to."""
         problems = self._problems()
-        silent = {f'stream {p.stream}': p.text for p in problems}
+        early = self.clock() - self._begun_s < GRACE_S
+        silent = {
+            f'stream {p.stream}': p.text for p in problems if not (early and p.kind == 'missing')
+        }
         for key in self._silent - silent.keys():
-            self.notices.clear(key)
+            self.notices.clear(key, f'{key} is there again')
         for key, text in silent.items():
             self.notices.set(key, text)
         self._silent = silent.keys()
@@ -204,7 +249,7 @@ class RealTimeLoop(Loop):
             if not self._held:
                 # The point of a period that begins now: still to be chosen where points are sent
                 # one by one, under way already where the controller has a trajectory.
-                begin = before if self.config.interface == 'position' else self.tick
+                begin = self.tick if self._trajectory else before
                 self._end_decision(self._newest_stamp_ns(), interrupted=True, tick=begin)
                 self.timeline.brake(begin)
             if reason != STOPPING:

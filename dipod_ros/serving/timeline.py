@@ -15,14 +15,17 @@ import numpy as np
 from dipod_ros.policy.limits import spline_knots
 from dipod_ros.serving.safety import Motion, SafetyFilter
 
+# Control points kept from before a plan: a controller that lags still finds the knots of the
+# segment it is on.
+TRAIL = 4
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
     """Control points from tick `start` + 1 on; after the last one the command holds."""
 
-    start: int  # tick of `previous`
-    previous: np.ndarray  # [A] control point at `start`
-    velocity: np.ndarray  # [A] rad/s of the step that led to it
+    start: int  # tick of the last point of the trail
+    trail: np.ndarray  # [TRAIL, A] control points up to `start`
     motion: Motion
     chunk_start: int | None  # tick of the observation that the chunk answers; None when braking
 
@@ -31,20 +34,31 @@ class Plan:
         """Tick of the last point that answers the chunk."""
         return self.start + self.motion.horizon
 
-    def point(self, tick: int) -> np.ndarray:
-        """Return the control point [A] of a tick, `previous` before the plan, the last after it."""
-        k = tick - self.start
-        return self.previous if k <= 0 else self.motion.points[min(k, len(self.motion.points)) - 1]
+    @property
+    def previous(self) -> np.ndarray:
+        """The control point [A] at `start`."""
+        return self.trail[-1]
 
-    def velocity_at(self, tick: int, dt: float) -> np.ndarray:
+    def point(self, tick: int) -> np.ndarray:
+        """Return the control point [A] of a tick; the oldest before the plan, the last after it."""
+        k = tick - self.start
+        if k <= 0:
+            return self.trail[max(k - 1, -TRAIL)]
+        return self.motion.points[min(k, len(self.motion.points)) - 1]
+
+    def velocity(self, tick: int, dt: float) -> np.ndarray:
         """Return the velocity [A] (rad/s) of the step that leads to `tick`."""
-        if tick <= self.start:
-            return self.velocity
         return (self.point(tick) - self.point(tick - 1)) / dt
 
     def knots(self, dt: float) -> tuple[np.ndarray, np.ndarray]:
         """Return setpoint positions and velocities [K, A] at ticks start + 1, start + 2, ..."""
         return spline_knots(self.previous, self.motion.points, dt)
+
+    def knots_with_trail(self, dt: float) -> tuple[np.ndarray, np.ndarray, int]:
+        """Return knots [K, A] that begin before the plan, and the tick of the first one."""
+        points = np.concatenate([self.trail[1:], self.motion.points])
+        positions, velocities = spline_knots(self.trail[0], points, dt)
+        return positions, velocities, self.start - TRAIL + 2
 
     def executed(self, tick: int, horizon: int) -> np.ndarray:
         """Return the control points [horizon, A] commanded by `tick`, NaN where there were none."""
@@ -68,7 +82,7 @@ class ChunkTimeline:
         """Put the command at rest at a measured position [A] (rad), clipped into the limits."""
         start = self._safety.clip(np.asarray(position, dtype=np.float64))
         rest = Motion(start[None].copy(), 0, 0.0)
-        self.plan = Plan(tick, start, np.zeros_like(start), rest, None)
+        self.plan = Plan(tick, np.tile(start, (TRAIL, 1)), rest, None)
         return self.plan
 
     def clear(self) -> None:
@@ -90,17 +104,13 @@ class ChunkTimeline:
             return None
         base = self._present.point(observed_tick)
         targets = base + np.cumsum(chunk, axis=0, dtype=np.float64)
-        position, velocity = self._state(tick)
-        motion = self._safety.follow(position, velocity, targets[late:])
-        chunk_start = observed_tick if motion.horizon else None
-        self.plan = Plan(tick, position, velocity, motion, chunk_start)
+        motion = self._safety.follow(*self._state(tick), targets[late:])
+        self._continue(tick, motion, observed_tick if motion.horizon else None)
         return self.plan
 
     def brake(self, tick: int) -> Plan:
         """Continue from `tick` to a stop."""
-        position, velocity = self._state(tick)
-        motion = self._safety.brake(position, velocity)
-        self.plan = Plan(tick, position, velocity, motion, None)
+        self._continue(tick, self._safety.brake(*self._state(tick)), None)
         return self.plan
 
     def index(self, tick: int) -> int | None:
@@ -128,4 +138,8 @@ class ChunkTimeline:
 
     def _state(self, tick: int) -> tuple[np.ndarray, np.ndarray]:
         plan = self._present
-        return plan.point(tick), plan.velocity_at(tick, self._safety.dt)
+        return plan.point(tick), plan.velocity(tick, self._safety.dt)
+
+    def _continue(self, tick: int, motion: Motion, chunk_start: int | None) -> None:
+        trail = np.stack([self._present.point(t) for t in range(tick - TRAIL + 1, tick + 1)])
+        self.plan = Plan(tick, trail, motion, chunk_start)

@@ -75,7 +75,7 @@ def test_the_stamp_clock_takes_the_fastest_message_for_the_truth():
     clock = StampClock()
     for k, delay_s in enumerate((0.004, 0.001, 0.012, 0.003)):
         clock.observe(1_000_000_000 + k * 10_000_000, 50.0 + k * 0.01 + delay_s)
-    assert clock.stamp_ns(50.0) == pytest.approx(1_000_000_000 - 1_000_000, abs=10_000)
+    assert clock.stamp_ns(50.0) == pytest.approx(1_000_000_000 - 1_000_000, abs=20_000)
 
 
 def test_the_stamp_clock_follows_drift_and_jumps():
