@@ -39,7 +39,8 @@ def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
     p, n, z = successes / episodes, episodes, Z95
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At 0 and at n successes the bound is p itself, but for round-off on the wrong side of it.
+    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
 
 
 def evaluate(
