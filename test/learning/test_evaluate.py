@@ -21,6 +21,13 @@ def test_the_interval_is_that_of_scipy(episodes):
         )
 
 
+def test_the_interval_holds_the_rate_itself_to_the_last_bit():
+    """Error bars have no negative length."""
+    for episodes in range(1, 1500):
+        assert wilson_interval(0, episodes)[0] == 0
+        assert wilson_interval(episodes, episodes)[1] == 1
+
+
 def test_without_episodes_nothing_is_known():
     assert wilson_interval(0, 0) == (0.0, 1.0)
 
