@@ -14,6 +14,7 @@ from sensor_msgs.msg import CameraInfo, Image, JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
+from dipod_ros.nodes._mujoco_sim_params import MujocoSimParams
 from dipod_ros.ros import qos
 from dipod_ros.ros.messages import (
     NS_PER_S,
@@ -28,11 +29,15 @@ from dipod_ros.ros.messages import (
     same_stamp,
     time_msg,
 )
-from dipod_ros.sim.controllers import ArmController
+from dipod_ros.sim.controllers import ArmController, CommandError
+from dipod_ros.sim.faults import SampleFaults
 from dipod_ros.sim.robot import RobotConfig
 
 # rad/s; joint_trajectory_controller calls a final velocity below this zero.
 AT_REST_RAD_S = 1e-6
+# In real time, commands without a stamp that arrive this soon after a reset were made for the arm
+# where it was: no real arm jumps home, so whoever commands cannot know yet.
+DEAF_PERIODS = 2
 LOG_EVERY_S = 5.0
 
 
@@ -40,19 +45,30 @@ class WorldTopics:
     """One world's side of the wire, with its arm controller."""
 
     def __init__(
-        self, node: Node, robot: RobotConfig, prefix: str, on_answer: Callable[[], None]
+        self,
+        node: Node,
+        params: MujocoSimParams,
+        robot: RobotConfig,
+        prefix: str,
+        chunk_steps: int,
+        on_answer: Callable[[], None],
     ) -> None:
         self._node, self._prefix, self._on_answer = node, prefix, on_answer
-        self._lockstep = node.params.lockstep
-        self._may_end_moving = node.params.allow_nonzero_velocity_at_trajectory_end
+        self._lockstep = params.lockstep
+        self._may_end_moving = params.allow_nonzero_velocity_at_trajectory_end
+        self._period_ns = round(robot.control_period_s * NS_PER_S)
+        self._chunk_steps = chunk_steps
         self.controller = ArmController(robot.limits, robot.control_period_s)
         self.answered = False
-        self.now_s = 0.0
+        self.answer_steps = chunk_steps  # control periods that the newest answer is good for
+        self.now_ns = 0
         self.effort = np.zeros(robot.size)
         self.commands = self.violations = self.rejected = self.ignored = 0
-        self.last_violation = ''
+        self.last_violation = self.last_rejection = ''
+        self._began_ns: int | None = None  # when the world was last reset while running
         self._index = JointIndex(robot.joints)
         self._joints = JointStateWriter(robot.joints)
+        self._faults: SampleFaults[JointState] = SampleFaults(params.fault_config())
         self._sent: dict[str, tuple[Any, Any]] = {}  # newest message per topic, for a resend
         self._publishers: dict[str, Any] = {}
         name = f'{prefix}{robot.controller}'
@@ -62,6 +78,12 @@ class WorldTopics:
         node.create_subscription(
             Float64MultiArray, f'{name}/commands', self._on_commands, qos.COMMAND
         )
+
+    def restart(self, position: np.ndarray, ns: int | None = None) -> None:
+        """Hold `position` [A] (rad); `ns` is the time of a reset that commands may have missed."""
+        self.controller.reset(position)
+        self.effort = np.zeros_like(self.effort)
+        self._began_ns = ns
 
     # Out
 
@@ -75,11 +97,12 @@ class WorldTopics:
 
     def publish_joints(self, ns: int, position: np.ndarray, velocity: np.ndarray) -> None:
         """Publish joint_states: rad, rad/s, and the actuators' torque in N m."""
-        msg = self._joints.message(ns, position, velocity, self.effort)
-        self._send('joint_states', JointState, qos.STATE, msg)
+        msg = self._faults.pass_on(self._joints.message(ns, position, velocity, self.effort))
+        if msg is not None:
+            self._send('joint_states', JointState, qos.STATE, msg)
 
-    def publish_image(self, ns: int, camera: str, rgb: np.ndarray) -> None:
-        """Publish <camera>/image_raw (rgb8) and <camera>/camera_info."""
+    def publish_image(self, ns: int, camera: str, rgb: np.ndarray, focal_px: float) -> None:
+        """Publish <camera>/image_raw (rgb8) and <camera>/camera_info of an ideal pinhole."""
         image = Image()
         image.header.stamp = time_msg(ns)
         image.header.frame_id = camera
@@ -89,6 +112,12 @@ class WorldTopics:
         image.data = array('B', rgb.tobytes())
         self._send(f'{camera}/image_raw', Image, qos.SENSOR, image)
         info = CameraInfo(header=image.header, height=image.height, width=image.width)
+        f, cx, cy = focal_px, image.width / 2, image.height / 2
+        info.distortion_model = 'plumb_bob'
+        info.d = [0.0] * 5
+        info.k = [f, 0.0, cx, 0.0, f, cy, 0.0, 0.0, 1.0]
+        info.r = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
+        info.p = [f, 0.0, cx, 0.0, 0.0, f, cy, 0.0, 0.0, 0.0, 1.0, 0.0]
         self._send(f'{camera}/camera_info', CameraInfo, qos.SENSOR, info)
 
     def resend(self) -> None:
@@ -116,50 +145,56 @@ class WorldTopics:
                 and np.any(np.abs(trajectory.velocities[-1]) > AT_REST_RAD_S)
             )
             if ends_moving and not self._may_end_moving:
-                raise MessageError(
+                raise CommandError(
                     'the last point of the trajectory moves; end at rest, or set '
                     'allow_nonzero_velocity_at_trajectory_end'
                 )
-        except MessageError as error:
+            # A stamp of 0 is "from now on".
+            stamp_ns = trajectory.stamp_ns or None
+            if self._is_stale(stamp_ns):
+                return
+            now_s = self.now_ns / NS_PER_S
+            start_s = now_s if stamp_ns is None else stamp_ns / NS_PER_S
+            violations = self.controller.follow(
+                start_s + trajectory.times_s, trajectory.positions, trajectory.velocities, now_s
+            )
+        except (MessageError, CommandError) as error:
             self._reject(str(error))
             return
-        if self._is_stale(trajectory.stamp_ns if trajectory.stamp_ns else None):
-            return
-        start_s = trajectory.stamp_ns / NS_PER_S if trajectory.stamp_ns else self.now_s
-        self._accept(
-            self.controller.follow(
-                start_s + trajectory.times_s,
-                trajectory.positions,
-                trajectory.velocities,
-                self.now_s,
-            )
-        )
+        self._accept(violations, self._chunk_steps)
 
     def _on_commands(self, msg: Float64MultiArray) -> None:
         try:
             positions, ns = read_commands(msg)
             size = len(self._index.joints)
             if positions.shape != (size,):
-                raise MessageError(f'{positions.size} commands for {size} joints')
+                raise CommandError(f'{positions.size} commands for {size} joints')
             if not np.all(np.isfinite(positions)):
-                raise MessageError('commands hold numbers that are not finite')
-        except MessageError as error:
+                raise CommandError('commands hold numbers that are not finite')
+        except (MessageError, CommandError) as error:
             self._reject(str(error))
             return
         if not self._is_stale(ns):
-            self._accept(self.controller.command(positions))
+            self._accept(self.controller.command(positions, self.now_ns / NS_PER_S), 1)
 
     def _is_stale(self, ns: int | None) -> bool:
-        """In lockstep only the answer to the present observation counts, and only once."""
-        if not self._lockstep:
-            return False
-        present_ns = round(self.now_s * NS_PER_S)
-        if not self.answered and (ns is None or same_stamp(ns, present_ns)):
-            return False
-        self.ignored += 1
-        return True
+        """Tell, and count, whether a command was not made for the present world.
 
-    def _accept(self, violations: list[str]) -> None:
+        In lockstep only the answer to the present observation counts, and only once. In real time
+        anything goes that was not made before the world was reset.
+        """
+        if self._lockstep:
+            stale = self.answered or not (ns is None or same_stamp(ns, self.now_ns))
+        elif self._began_ns is None:
+            stale = False
+        elif ns is None:
+            stale = self.now_ns < self._began_ns + DEAF_PERIODS * self._period_ns
+        else:
+            stale = ns < self._began_ns and not same_stamp(ns, self._began_ns)
+        self.ignored += stale
+        return stale
+
+    def _accept(self, violations: list[str], steps: int) -> None:
         self.commands += 1
         if violations:
             self.violations += 1
@@ -168,11 +203,12 @@ class WorldTopics:
                 f'command violates limits: {self.last_violation}',
                 throttle_duration_sec=LOG_EVERY_S,
             )
-        self.answered = True
+        self.answered, self.answer_steps = True, steps
         self._on_answer()
 
     def _reject(self, reason: str) -> None:
         self.rejected += 1
+        self.last_rejection = reason
         self._node.get_logger().error(
             f'command rejected: {reason}', throttle_duration_sec=LOG_EVERY_S
         )

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from rclpy.node import Node
@@ -18,67 +16,20 @@ from rosgraph_msgs.msg import Clock
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
-from dipod_ros.errors import UserError
+from dipod_ros.nodes._mujoco_sim_cameras import Cameras
+from dipod_ros.nodes._mujoco_sim_params import MujocoSimParams
 from dipod_ros.nodes._mujoco_sim_world import WorldTopics
 from dipod_ros.ros import qos
 from dipod_ros.ros.diagnostics import Diagnostics, Level, Report
 from dipod_ros.ros.messages import NS_PER_S, Outcome, time_msg
-from dipod_ros.ros.params import declare, group, param
+from dipod_ros.ros.params import declare
 from dipod_ros.ros.runtime import run_node, steady_clock
 from dipod_ros.sim.episodes import Episodes
-from dipod_ros.sim.robot import RobotConfig
 from dipod_ros.sim.tasks.registry import make_task
 
 STATUS_PERIOD_S = 0.5
 # A real-time world that fell behind by more than this starts its schedule anew instead of racing.
 MAX_BEHIND_S = 0.5
-
-
-@dataclass(frozen=True)
-class LimitParams:
-    """Limits per joint, in the order of `joints`; commands are judged by them."""
-
-    position_lower: tuple[float, ...] = param((), 'lowest position per joint', unit='rad')
-    position_upper: tuple[float, ...] = param((), 'highest position per joint', unit='rad')
-    velocity: tuple[float, ...] = param((), 'largest speed per joint', unit='rad/s')
-    acceleration: tuple[float, ...] = param((), 'largest acceleration per joint', unit='rad/s^2')
-    effort: tuple[float, ...] = param((), 'largest torque per joint; empty is as in the MJCF')
-
-
-@dataclass(frozen=True)
-class MujocoSimParams:
-    """Parameters of the mujoco_sim node; those of the robot come from its file."""
-
-    task: str = param('pillar_reach', 'what the episodes are about; `none` is just the robot')
-    worlds: int = param(1, 'worlds, each in its namespace world0/, world1/, ... if several', low=1)
-    seed: int = param(0, 'episode e of world i depends on (seed, i, e) alone', low=0)
-    lockstep: bool = param(False, 'wait for the answer to each observation')
-    lockstep_steps: int = param(
-        0, "control periods executed per answer; 0 is the task's chunk", low=0, high=1024
-    )
-    lockstep_resend_s: float = param(
-        1.0, 'wait until an unanswered observation is published again', unit='s', low=0.01
-    )
-    real_time_factor: float = param(1.0, 'simulated seconds per second', low=0.001, high=1000.0)
-    allow_nonzero_velocity_at_trajectory_end: bool = param(
-        False, 'accept trajectories that end in motion, as joint_trajectory_controller does'
-    )
-    cameras: tuple[str, ...] = param((), 'cameras to publish as <camera>/image_raw; needs GL')
-    camera_width: int = param(96, 'of the images', unit='pixel', low=8, high=4096)
-    camera_height: int = param(96, 'of the images', unit='pixel', low=8, high=4096)
-    camera_every: int = param(1, 'control periods between two images', low=1)
-    drop_joint_states: int = param(
-        0, 'fault for tests: leave out every n-th joint_states; 0 is none', low=0
-    )
-    robot: str = param('', 'name of the robot')
-    mjcf: str = param('', 'its MJCF: absolute, or relative to the share directory')
-    joints: tuple[str, ...] = param((), 'joints in command order')
-    actuators: tuple[str, ...] = param((), 'position actuators of the MJCF, in that order')
-    home: tuple[float, ...] = param((), 'rest position', unit='rad')
-    control_period_s: float = param(0.04, 'time between two commands', unit='s', low=0.001)
-    controller: str = param('arm_controller', 'prefix of the command topics')
-    tip_site: str = param('', 'site of the MJCF that is published as `tip`')
-    limits: LimitParams = group(LimitParams)
 
 
 class MujocoSim(Node):
@@ -88,13 +39,12 @@ class MujocoSim(Node):
         """Compile the worlds and publish the first observation."""
         super().__init__('mujoco_sim')
         self.params = p = declare(self, MujocoSimParams)
-        robot = _robot(p)
+        robot = p.robot_config()
         task = make_task(p.task, robot)
         self._period_ns = round(robot.control_period_s * NS_PER_S)
         self._substeps = task.world.substeps
         self._step_s = robot.control_period_s / self._substeps
-        self.episodes = Episodes(task, p.worlds, p.seed)
-        self._answer_steps = p.lockstep_steps or task.horizon
+        self.episodes = Episodes(task, p.worlds, p.seed, p.threads)
         self._chunk_steps = task.horizon
         self._ticks = 0
         self._paused = False
@@ -102,11 +52,19 @@ class MujocoSim(Node):
         self._resends = 0
         self._finished = self._successes = 0
         self.worlds = [
-            WorldTopics(self, robot, f'world{i}/' if p.worlds > 1 else '', self._on_answer)
+            WorldTopics(
+                self,
+                p,
+                robot,
+                f'world{i}/' if p.worlds > 1 else '',
+                task.horizon,
+                self._on_answer,
+            )
             for i in range(p.worlds)
         ]
-        self._restart_controllers(np.ones(p.worlds, dtype=bool))
-        self._cameras = self._open_cameras(task.world)
+        for world, position in zip(self.worlds, self.episodes.worlds.joint_position, strict=True):
+            world.restart(position)
+        self._cameras = Cameras(p, task.world)
         self._clock_pub = self.create_publisher(Clock, '/clock', 10)
         self._status = self.create_publisher(String, '~/status', qos.LATCHED)
         self.create_service(Trigger, '~/reset', self._on_reset)
@@ -139,15 +97,18 @@ class MujocoSim(Node):
     def close(self) -> None:
         """Say goodbye with the last figures."""
         self._publish_status()
-        for renderer in self._cameras.values():
-            renderer.close()
+        self._cameras.close()
 
     # Commands
 
     def _on_answer(self) -> None:
         """Move on when every world has been answered (lockstep only)."""
         if self.params.lockstep and not self._paused and all(w.answered for w in self.worlds):
-            self._advance(self._answer_steps)
+            self._advance(self._answer_steps())
+
+    def _answer_steps(self) -> int:
+        """Return how many control periods the worlds go on together."""
+        return self.params.lockstep_steps or min(w.answer_steps for w in self.worlds)
 
     def _keep_pace(self) -> None:
         now = time.monotonic()
@@ -200,16 +161,11 @@ class MujocoSim(Node):
         return outcomes
 
     def _begin(self, mask: np.ndarray) -> None:
-        if mask.any():
-            self.episodes.begin(mask)
-            self._restart_controllers(mask)
-
-    def _restart_controllers(self, mask: np.ndarray) -> None:
+        self.episodes.begin(mask)
         positions = self.episodes.worlds.joint_position
-        for world, position, restart in zip(self.worlds, positions, mask, strict=True):
-            if restart:
-                world.controller.reset(position)
-                world.effort = np.zeros_like(position)
+        for world, position, begins in zip(self.worlds, positions, mask, strict=True):
+            if begins:
+                world.restart(position, self.stamp_ns)
 
     # Observations
 
@@ -220,19 +176,17 @@ class MujocoSim(Node):
         points = self.episodes.points()
         physics = self.episodes.worlds
         for i, world in enumerate(self.worlds):
-            world.now_s = ns / NS_PER_S
+            world.now_ns = ns
             if outcomes[i] is not None:
                 world.publish_outcome(outcomes[i])
-            if self._cameras and self._ticks % self.params.camera_every == 0:
-                goal = self.episodes.goal[i] if 'goal' in points else None
-                for name, renderer in self._cameras.items():
-                    world.publish_image(ns, name, renderer.render(physics.state[i], name, goal))
+            for picture in self._cameras.pictures(
+                self._ticks, physics.state[i], self.episodes.goal[i]
+            ):
+                world.publish_image(ns, *picture)
             for name, values in points.items():
                 world.publish_point(ns, name, values[i])
-        every = self.params.drop_joint_states
-        if not (every and self._ticks % every == 0 and self._ticks):
-            for i, world in enumerate(self.worlds):
-                world.publish_joints(ns, physics.joint_position[i], physics.joint_velocity[i])
+        for i, world in enumerate(self.worlds):
+            world.publish_joints(ns, physics.joint_position[i], physics.joint_velocity[i])
         self._published_s = time.monotonic()
 
     def _resend(self) -> None:
@@ -278,7 +232,7 @@ class MujocoSim(Node):
         if not self._paused:
             response.success, response.message = False, 'not paused: call ~/set_pause first'
             return response
-        self._advance(self._answer_steps if self.params.lockstep else 1)
+        self._advance(self._answer_steps() if self.params.lockstep else 1)
         response.success, response.message = True, f'time is {self.stamp_ns / NS_PER_S:.3f} s'
         return response
 
@@ -298,6 +252,7 @@ class MujocoSim(Node):
             'commands': sum(w.commands for w in worlds),
             'limit_violations': sum(w.violations for w in worlds),
             'last_violation': next((w.last_violation for w in worlds if w.last_violation), ''),
+            'last_rejection': next((w.last_rejection for w in worlds if w.last_rejection), ''),
             'rejected_commands': sum(w.rejected for w in worlds),
             'ignored_commands': sum(w.ignored for w in worlds),
             'resends': self._resends,
@@ -320,26 +275,6 @@ class MujocoSim(Node):
                 level = Level.WARN
                 message = f'waiting for a command in worlds {figures["waiting_worlds"]}'
         return Report(level, message, figures)
-
-    def _open_cameras(self, world) -> dict:
-        if not self.params.cameras:
-            return {}
-        from dipod_ros.sim.render import SceneRenderer
-
-        for name in self.params.cameras:
-            world.camera_id(name)
-        size = self.params.camera_width, self.params.camera_height
-        return {name: SceneRenderer(world, *size) for name in self.params.cameras}
-
-
-def _robot(p: MujocoSimParams) -> RobotConfig:
-    """Return the robot that the parameters describe; raises UserError when they name none."""
-    if not p.robot:
-        raise UserError(
-            'no robot: give its file with --params-file, for example config/robots/arm7.yaml'
-        )
-    limits = {k: v for k, v in vars(p.limits).items() if v}
-    return RobotConfig.from_params({**vars(p), 'limits': limits}, beside=Path.cwd())
 
 
 def main(args: list[str] | None = None) -> int:

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Owns the simulated arm controller: trajectories and position commands to setpoints. No ROS.
 
-Does what joint_trajectory_controller and forward_command_controller do, and judges independently
-of whoever commands whether position, velocity and acceleration limits are kept.
+Interprets trajectories as joint_trajectory_controller does with `interpolate_from_desired_state`,
+and judges, independently of whoever commands, whether position, velocity and acceleration limits
+are kept.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from dipod_ros.errors import UserError
 from dipod_ros.policy.limits import JointLimits
 
 # Round-off of nanosecond stamps and of float64 arithmetic, not an allowance.
@@ -16,24 +18,31 @@ POSITION_SLACK_RAD = 1e-6
 RELATIVE_SLACK = 1e-3
 # Two times closer than this (s) are the same instant.
 SAME_TIME_S = 1e-6
+# Inside a cubic segment, the position is judged at this many places.
+POSITION_SAMPLES = 8
+
+
+class CommandError(UserError):
+    """A command that a controller would not execute; one line that says why."""
 
 
 class ArmController:
     """One arm's controller; time is the simulation's, in seconds."""
 
     def __init__(self, limits: JointLimits, period_s: float) -> None:
-        """Take the limits to judge by and the period in which position commands are expected."""
+        """Take the limits to judge by and the control period."""
         self._limits = limits
         self._period_s = period_s
-        self._knots: tuple[np.ndarray, np.ndarray, np.ndarray | None] | None = None
         self.reset(np.zeros(len(limits.joints)))
 
     def reset(self, position: np.ndarray) -> None:
         """Hold `position` [A] (rad), at rest, and forget every command."""
         self.position = np.array(position, dtype=np.float64)
         self.velocity = np.zeros_like(self.position)
-        self._command_velocity = np.zeros_like(self.position)
-        self._knots = None
+        # What position commands are judged by: the one before, and the speed that led to it.
+        self._target = self.position.copy()
+        self._target_velocity = np.zeros_like(self.position)
+        self._path: _Path | None = None
 
     def follow(
         self,
@@ -50,67 +59,50 @@ class ArmController:
             velocities: [K, A] rad/s, or None.
             now_s: present time; the first segment starts here, at the present setpoint.
 
+        No points at all cancel: the present setpoint is held. Raises CommandError, and goes on with
+        what it was doing, when every point is in the past.
+
         """
+        if len(times_s) == 0:
+            self.reset(self.position)
+            return []
         due = times_s > now_s + SAME_TIME_S
         if not due.any():
-            self.hold()
-            return []
-        t = np.concatenate([[now_s], times_s[due]])
-        p = np.concatenate([self.position[None], positions[due]])
-        v = None
-        if velocities is not None:
-            v = np.concatenate([self.velocity[None], velocities[due]])
-        self._knots = (t, p, v)
-        return self._trajectory_violations(t, p, v)
+            raise CommandError(
+                f'the trajectory ends in the past: at {times_s[-1]:.3f} s, it is {now_s:.3f} s'
+            )
+        self._path = _Path(
+            np.concatenate([[now_s], times_s[due]]),
+            np.concatenate([self.position[None], positions[due]]),
+            None if velocities is None else np.concatenate([self.velocity[None], velocities[due]]),
+        )
+        self._target = positions[-1].copy()
+        self._target_velocity = np.zeros_like(self._target)
+        return self._judge(*self._path.extremes(self.velocity))
 
-    def hold(self) -> None:
-        """Stay at the present setpoint (an empty trajectory cancels)."""
-        self._knots = None
-        self.velocity = np.zeros_like(self.position)
+    def command(self, positions: np.ndarray, now_s: float) -> list[str]:
+        """Go to `positions` [A] (rad) within one control period; return the limits violated.
 
-    def command(self, positions: np.ndarray) -> list[str]:
-        """Jump to setpoint `positions` [A] (rad); return the limits that this violates.
-
-        Velocity and acceleration are judged by differences over the control period.
+        The setpoint moves there linearly, as a drive in cyclic synchronous position mode does
+        (CiA 402). Judged are the differences between successive commands over a control period.
         """
-        velocity = (positions - self.position) / self._period_s
-        acceleration = (velocity - self._command_velocity) / self._period_s
-        found = self._judge(positions[None], velocity[None], acceleration[None])
-        self._knots = None
-        self.position = np.array(positions, dtype=np.float64)
-        self.velocity = np.zeros_like(self.position)
-        self._command_velocity = velocity
-        return found
+        target = np.array(positions, dtype=np.float64)
+        velocity = (target - self._target) / self._period_s
+        acceleration = (velocity - self._target_velocity) / self._period_s
+        self._target, self._target_velocity = target, velocity
+        self._path = _Path(
+            np.array([now_s, now_s + self._period_s]), np.stack([self.position, target]), None
+        )
+        return self._judge(target[None], velocity[None], acceleration[None])
 
     def setpoints(self, now_s: float, step_s: float, count: int) -> np.ndarray:
         """Return the setpoints [count, A] at now + step, now + 2 step, ...; time moves there."""
         out = np.repeat(self.position[None], count, axis=0)
-        if self._knots is not None:
-            t, p, v = self._knots
+        if self._path is not None:
             for i in range(count):
-                self.position, self.velocity = _interpolate(t, p, v, now_s + (i + 1) * step_s)
-                out[i] = self.position
+                out[i], self.velocity = self._path.at(now_s + (i + 1) * step_s)
+            self.position = out[-1].copy()
         return out
-
-    def _trajectory_violations(
-        self, t: np.ndarray, p: np.ndarray, v: np.ndarray | None
-    ) -> list[str]:
-        h = np.diff(t)[:, None]
-        slope = np.diff(p, axis=0) / h
-        if v is None:
-            before = np.concatenate([self.velocity[None], slope[:-1]])
-            return self._judge(p[1:], slope, (slope - before) / h)
-        v0, v1 = v[:-1], v[1:]
-        # Cubic Hermite: acceleration is linear in time, so its extremes are at the ends; velocity
-        # is extreme at the ends or where the acceleration crosses zero.
-        a0 = (6 * slope - 4 * v0 - 2 * v1) / h
-        a1 = (-6 * slope + 2 * v0 + 4 * v1) / h
-        with np.errstate(divide='ignore', invalid='ignore'):
-            crossing = np.where(a0 * a1 < 0, a0 / (a0 - a1), 0.0)
-        inner = v0 + h * crossing * (a0 + (a1 - a0) * crossing / 2)
-        u = np.linspace(0, 1, 9)[1:, None, None]
-        path = _hermite(p[:-1], v0, p[1:], v1, h, u).reshape(-1, p.shape[1])
-        return self._judge(path, np.concatenate([v0, v1, inner]), np.concatenate([a0, a1]))
 
     def _judge(
         self, position: np.ndarray, velocity: np.ndarray, acceleration: np.ndarray
@@ -121,47 +113,68 @@ class ArmController:
         outside = (position < low) | (position > high)
         if outside.any():
             found.append(f'position of {self._names(outside)} outside its limits')
-        for what, value, limit, unit in (
-            ('velocity', velocity, lim.velocity, 'rad/s'),
-            ('acceleration', acceleration, lim.acceleration, 'rad/s^2'),
+        for what, value, limit in (
+            ('velocity', velocity, lim.velocity),
+            ('acceleration', acceleration, lim.acceleration),
         ):
             over = np.abs(value) > limit * (1 + RELATIVE_SLACK) + POSITION_SLACK_RAD
             if over.any():
                 peak = np.max(np.abs(value) / limit)
-                found.append(f'{what} of {self._names(over)} up to {peak:.3f} x its limit ({unit})')
+                found.append(f'{what} of {self._names(over)} up to {peak:.3f} x its limit')
         return found
 
     def _names(self, rows: np.ndarray) -> str:
-        return ', '.join(
-            j for j, bad in zip(self._limits.joints, rows.any(axis=0), strict=True) if bad
+        names = zip(self._limits.joints, rows.any(axis=0), strict=True)
+        return ', '.join(joint for joint, bad in names if bad)
+
+
+class _Path:
+    """Piecewise linear, or cubic where velocities are given, through knots."""
+
+    def __init__(self, t: np.ndarray, p: np.ndarray, v: np.ndarray | None) -> None:
+        self._t, self._p, self._v = t, p, v
+        self._h = np.diff(t)[:, None]
+        self._slope = np.diff(p, axis=0) / self._h
+        if v is not None:
+            # Cubic Hermite: the acceleration of a segment is linear between these two.
+            self._a0 = (6 * self._slope - 4 * v[:-1] - 2 * v[1:]) / self._h
+            self._a1 = (-6 * self._slope + 2 * v[:-1] + 4 * v[1:]) / self._h
+
+    def at(self, now_s: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return position and velocity [A]; after the last knot it stays there, at rest."""
+        t, p, v = self._t, self._p, self._v
+        if now_s >= t[-1] - SAME_TIME_S:
+            # A trajectory that is allowed to end moving keeps its last velocity only for whoever
+            # continues from exactly there.
+            ends_now = v is not None and now_s <= t[-1] + SAME_TIME_S
+            return p[-1], v[-1] if ends_now else np.zeros_like(p[-1])
+        k = max(0, int(np.searchsorted(t, now_s, side='right')) - 1)
+        s = now_s - t[k]
+        if v is None:
+            return p[k] + s * self._slope[k], self._slope[k]
+        jerk = (self._a1[k] - self._a0[k]) / self._h[k]
+        position = p[k] + s * (v[k] + s * (self._a0[k] / 2 + s * jerk / 6))
+        return position, v[k] + s * (self._a0[k] + s * jerk / 2)
+
+    def extremes(self, velocity: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return positions, velocities, accelerations [rows, A] among which the largest are.
+
+        `velocity` [A] is that of the setpoint when the path begins: a linear path jumps to its
+        own, which counts as an acceleration over the length of the segment.
+        """
+        if self._v is None:
+            before = np.concatenate([velocity[None], self._slope[:-1]])
+            return self._p[1:], self._slope, (self._slope - before) / self._h
+        v0, v1, a0, a1 = self._v[:-1], self._v[1:], self._a0, self._a1
+        with np.errstate(divide='ignore', invalid='ignore'):
+            # Where in its segment a velocity peaks: the acceleration passes through zero.
+            u = np.where(a0 * a1 < 0, a0 / (a0 - a1), 0.0)
+        peak = v0 + self._h * u * (a0 + (a1 - a0) * u / 2)
+        fractions = np.arange(1, POSITION_SAMPLES + 1)[:, None, None] / POSITION_SAMPLES
+        s = fractions * self._h
+        places = self._p[:-1] + s * (v0 + s * (a0 / 2 + s * (a1 - a0) / self._h / 6))
+        return (
+            places.reshape(-1, places.shape[-1]),
+            np.concatenate([v0, v1, peak]),
+            np.concatenate([a0, a1]),
         )
-
-
-def _interpolate(
-    t: np.ndarray, p: np.ndarray, v: np.ndarray | None, now: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return position and velocity at `now`; after the last point the arm holds it."""
-    if now >= t[-1] - SAME_TIME_S:
-        return p[-1].copy(), np.zeros_like(p[-1]) if v is None else v[-1].copy()
-    k = max(0, int(np.searchsorted(t, now, side='right')) - 1)
-    h = t[k + 1] - t[k]
-    u = (now - t[k]) / h
-    if v is None:
-        slope = (p[k + 1] - p[k]) / h
-        return p[k] + u * (p[k + 1] - p[k]), slope
-    slope = (p[k + 1] - p[k]) / h
-    a0 = (6 * slope - 4 * v[k] - 2 * v[k + 1]) / h
-    a1 = (-6 * slope + 2 * v[k] + 4 * v[k + 1]) / h
-    velocity = v[k] + h * u * (a0 + (a1 - a0) * u / 2)
-    return _hermite(p[k], v[k], p[k + 1], v[k + 1], h, u), velocity
-
-
-def _hermite(p0, v0, p1, v1, h, u) -> np.ndarray:
-    """Cubic Hermite interpolation at the fraction u of a segment of h seconds."""
-    u2, u3 = u * u, u * u * u
-    return (
-        (2 * u3 - 3 * u2 + 1) * p0
-        + (u3 - 2 * u2 + u) * h * v0
-        + (3 * u2 - 2 * u3) * p1
-        + (u3 - u2) * h * v1
-    )

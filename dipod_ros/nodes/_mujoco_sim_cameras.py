@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cameras that mujoco_sim publishes; touches GL only when there is one. Used by mujoco_sim."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from dipod_ros.nodes._mujoco_sim_params import MujocoSimParams
+from dipod_ros.sim.world import World
+
+
+class Cameras:
+    """All cameras asked for, sharing one renderer."""
+
+    def __init__(self, params: MujocoSimParams, world: World) -> None:
+        """Open them; raises UserError for an unknown camera, NoGL where nothing can be drawn."""
+        self._every = params.camera_every
+        self._focal_px: dict[str, float] = {}
+        self._renderer = None
+        if params.cameras:
+            from dipod_ros.sim.render import SceneRenderer, focal_length
+
+            width, height = params.camera_width, params.camera_height
+            self._focal_px = {c: focal_length(world, c, height) for c in params.cameras}
+            self._renderer = SceneRenderer(world, width, height)
+
+    def pictures(
+        self, tick: int, state: np.ndarray, goal: np.ndarray
+    ) -> Iterator[tuple[str, np.ndarray, float]]:
+        """Yield name, uint8 [height, width, 3] and focal length (pixel), when it is their turn.
+
+        Takes a full-physics state [S] and the goal [3] (m).
+        """
+        if self._renderer is not None and tick % self._every == 0:
+            for name, focal_px in self._focal_px.items():
+                yield name, self._renderer.render(state, name, goal), focal_px
+
+    def close(self) -> None:
+        """Release the GL context."""
+        if self._renderer is not None:
+            self._renderer.close()

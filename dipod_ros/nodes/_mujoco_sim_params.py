@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parameters of the mujoco_sim node, and the robot that they describe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dipod_ros.errors import UserError
+from dipod_ros.ros.params import group, param
+from dipod_ros.sim.faults import FaultConfig
+from dipod_ros.sim.robot import RobotConfig
+
+
+@dataclass(frozen=True)
+class LimitParams:
+    """Limits per joint, in the order of `joints`; commands are judged by them."""
+
+    position_lower: tuple[float, ...] = param((), 'lowest position per joint', unit='rad')
+    position_upper: tuple[float, ...] = param((), 'highest position per joint', unit='rad')
+    velocity: tuple[float, ...] = param((), 'largest speed per joint', unit='rad/s')
+    acceleration: tuple[float, ...] = param((), 'largest acceleration per joint', unit='rad/s^2')
+    effort: tuple[float, ...] = param((), 'largest torque per joint; empty is as in the MJCF')
+
+
+@dataclass(frozen=True)
+class FaultParams:
+    """What goes wrong on purpose, for tests; real time only makes sense of a delay."""
+
+    drop_joint_states: int = param(0, 'leave out every n-th joint_states; 0 is none', low=0)
+    delay_joint_states: int = param(0, 'joint_states arrive this many samples late', low=0)
+
+
+@dataclass(frozen=True)
+class MujocoSimParams:
+    """Parameters of the mujoco_sim node; those of the robot come from its file."""
+
+    task: str = param('pillar_reach', 'what the episodes are about; `none` is just the robot')
+    worlds: int = param(1, 'worlds, each in its namespace world0/, world1/, ... if several', low=1)
+    seed: int = param(0, 'episode e of world i depends on (seed, i, e) alone', low=0)
+    threads: int = param(1, 'physics threads', low=1, high=64)
+    lockstep: bool = param(False, 'wait for the answer to each observation')
+    lockstep_steps: int = param(
+        0,
+        "control periods per answer; 0: the task's chunk for a trajectory, 1 for positions",
+        low=0,
+        high=1024,
+    )
+    lockstep_resend_s: float = param(
+        1.0, 'wait until an unanswered observation is published again', unit='s', low=0.01
+    )
+    real_time_factor: float = param(1.0, 'simulated seconds per second', low=0.001, high=1000.0)
+    allow_nonzero_velocity_at_trajectory_end: bool = param(
+        False, 'accept trajectories that end in motion, as joint_trajectory_controller does'
+    )
+    cameras: tuple[str, ...] = param((), 'cameras to publish as <camera>/image_raw; needs GL')
+    camera_width: int = param(96, 'of the images', unit='pixel', low=8, high=4096)
+    camera_height: int = param(96, 'of the images', unit='pixel', low=8, high=4096)
+    camera_every: int = param(1, 'control periods between two images', low=1)
+    robot: str = param('', 'name of the robot')
+    mjcf: str = param('', 'its MJCF: absolute, or relative to the share directory')
+    joints: tuple[str, ...] = param((), 'joints in command order')
+    actuators: tuple[str, ...] = param((), 'position actuators of the MJCF, in that order')
+    home: tuple[float, ...] = param((), 'rest position', unit='rad')
+    control_period_s: float = param(0.04, 'time between two commands', unit='s', low=0.001)
+    controller: str = param('arm_controller', 'prefix of the command topics')
+    tip_site: str = param('', 'site of the MJCF that is published as `tip`')
+    limits: LimitParams = group(LimitParams)
+    faults: FaultParams = group(FaultParams)
+
+    def robot_config(self) -> RobotConfig:
+        """Return the robot described; raises UserError when there is none or it is incomplete."""
+        if not self.robot:
+            raise UserError(
+                'no robot: give its file with --params-file, for example config/robots/arm7.yaml'
+            )
+        limits = {k: v for k, v in vars(self.limits).items() if v}
+        return RobotConfig.from_params({**vars(self), 'limits': limits}, beside=Path.cwd())
+
+    def fault_config(self) -> FaultConfig:
+        """Return the faults asked for."""
+        return FaultConfig(self.faults.drop_joint_states, self.faults.delay_joint_states)
