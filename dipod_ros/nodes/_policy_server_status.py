@@ -44,6 +44,23 @@ def swap_status(swap) -> dict[str, Any]:
     }
 
 
+def policy_report(now: dict[str, Any]) -> Report:
+    """Report what acts, from what ~/status says."""
+    active = now['active'] or {}
+    values = {
+        'state': now['state'],
+        'active': active.get('name', 'none'),
+        'active sha256': active.get('sha256', ''),
+        'version': active.get('version', ''),
+        'swap': now['swap'],
+        'swaps': now['swaps'],
+        'engine': f'{now["engine"]} ({now["engine_reason"]})',
+    }
+    if now['error']:
+        return Report(Level.WARN, now['error'], values)
+    return Report(Level.OK, now['state'], values)
+
+
 def stream_report(loop: Loop | None, notices: Notices) -> Report:
     """Report the age of every stream and what is wrong with it."""
     if loop is None:
@@ -53,10 +70,9 @@ def stream_report(loop: Loop | None, notices: Notices) -> Report:
         age = loop.buffer.age_s(stream.source, stream.topic)
         values[f'{stream.name} age_s'] = 'nothing received' if age is None else age
     values['rejected samples'] = loop.buffer.rejected
-    problems = notices.active
     if isinstance(loop, LockstepLoop):
-        with loop.wake:
-            values['waiting for'] = loop.waiting_for()
+        values['waiting for'] = loop.look_around()
+    problems = notices.active
     if problems:
         return Report(Level.WARN, '; '.join(problems), values)
     return Report(Level.OK, 'ok', values)

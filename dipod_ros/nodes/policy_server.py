@@ -8,6 +8,7 @@ and return; a thread decides, and in real time another one commits control point
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import threading
 import time
@@ -15,9 +16,7 @@ import traceback
 import uuid
 from pathlib import Path
 
-from rcl_interfaces.msg import SetParametersResult
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.parameter import Parameter
 from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 
@@ -25,18 +24,19 @@ from dipod_ros.errors import UserError
 from dipod_ros.nodes import _policy_server_status as status
 from dipod_ros.nodes._policy_server_io import CommandOutput, RecordOutput, SensorInput
 from dipod_ros.nodes._policy_server_params import PolicyServerParams
+from dipod_ros.nodes._policy_server_swap import CheckpointRequests
 from dipod_ros.nodes._policy_server_threads import ServerThreads
 from dipod_ros.policy.limits import JointLimits
 from dipod_ros.policy.spec import Stream
 from dipod_ros.resources import share_dir
 from dipod_ros.ros import qos
-from dipod_ros.ros.diagnostics import Diagnostics, Level, Report
+from dipod_ros.ros.diagnostics import Diagnostics
 from dipod_ros.ros.params import declare
 from dipod_ros.ros.runtime import run_node
 from dipod_ros.serving.agent import Agent
 from dipod_ros.serving.decisions import DecisionLog, Outcome
 from dipod_ros.serving.engines.select import EngineFactory
-from dipod_ros.serving.loader import LoadedPolicy, PolicyLoader
+from dipod_ros.serving.loader import PolicyLoader
 from dipod_ros.serving.lockstep import LockstepLoop
 from dipod_ros.serving.loop import Loop, LoopConfig
 from dipod_ros.serving.noise import NoiseSource
@@ -44,7 +44,6 @@ from dipod_ros.serving.notices import Notices
 from dipod_ros.serving.observation import ObservationBuffer
 from dipod_ros.serving.realtime import RealTimeLoop
 from dipod_ros.serving.safety import SafetyFilter
-from dipod_ros.serving.swap import HotSwap
 
 JOINT_TOPIC = 'joint_states'
 OK, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
@@ -95,18 +94,15 @@ class PolicyServer(LifecycleNode):
         self._state, self._error = 'unconfigured', ''
         self._status_lock = threading.Lock()
         self._agent: Agent | None = None
-        self._swap: HotSwap[LoadedPolicy] | None = None
         self._loop: Loop | None = None
         self._threads: ServerThreads | None = None
-        self._announced: tuple[str, str] | None = None  # path and sha256, newest
         self._status = self.create_publisher(String, '~/status', qos.LATCHED)
         self._records = RecordOutput(self)
         self.create_subscription(Bool, 'estop', self._on_estop_topic, 10)
         self.create_service(Trigger, '~/estop', self._on_estop)
         self.create_service(Trigger, '~/reset_estop', self._on_reset_estop)
-        self.create_subscription(String, p.trainer_topic, self._on_announcement, qos.LATCHED)
-        self._follow_parameters()
-        self._add_diagnostics()
+        self._requests = CheckpointRequests(self, self._loader, self._publish_status)
+        self._diagnostics = self._make_diagnostics()
         self._publish_status()
         if p.autostart:
             self._start()
@@ -115,8 +111,7 @@ class PolicyServer(LifecycleNode):
         """Bring the arm to rest and end the threads."""
         if self._state == 'active':
             self.trigger_deactivate()
-        if self._swap is not None:
-            self._swap.close()
+        self._requests.close()
 
     # Lifecycle
 
@@ -130,8 +125,8 @@ class PolicyServer(LifecycleNode):
         """Load, build, warm up and check the policy; connect topics. Commands nothing."""
         p = self.params
         policy = self._loader.build(self._loader.validate(self.get_parameter('checkpoint').value))
-        self._swap = HotSwap(self._loader.build, time.monotonic, self._on_swap_change)
-        self._agent = Agent(policy, self._noise, self._actor, self._swap)
+        self._requests.open(lambda: self._agent.policy.manifest, self._listen)
+        self._agent = Agent(policy, self._noise, self._actor, self._requests.swap)
         self._buffer = ObservationBuffer(time.monotonic)
         self._input = SensorInput(
             self, self._buffer, p.joints, p.lockstep, self._on_sample, self._on_outcome
@@ -146,7 +141,7 @@ class PolicyServer(LifecycleNode):
             f'policy {policy.manifest.path.name} ({policy.manifest.sha256[:12]}, '
             f'{policy.manifest.spec.sampler}) on {info.name} {info.version} ({engines.reason})'
         )
-        self._follow_trainer()
+        self._requests.follow_trainer()
         return super().on_configure(state)
 
     @_transition
@@ -163,6 +158,10 @@ class PolicyServer(LifecycleNode):
             self._agent, self._buffer, self._safety, log, self._notices, config, time.monotonic
         )
         self._threads = ServerThreads(self._loop, self._output, self._records, self._fail)
+        # Collecting the hundred thousands of objects of torch's import takes longer than a control
+        # period; they live as long as the process anyway.
+        gc.collect()
+        gc.freeze()
         self._threads.start()
         self._state = 'active'
         where = 'in lockstep' if p.lockstep else 'in real time'
@@ -204,12 +203,11 @@ class PolicyServer(LifecycleNode):
 
     def _release(self) -> None:
         self._halt()
-        if self._swap is not None:
-            self._swap.close()
+        self._requests.close()
         if self._agent is not None:
             self._input.close()
             self._output.close()
-        self._swap = self._agent = None
+        self._agent = None
 
     # What the executor's thread does while acting: store and return.
 
@@ -254,74 +252,6 @@ class PolicyServer(LifecycleNode):
             self.get_logger().error(f'e-stop ({reason}): braking; it stays until ~/reset_estop')
             self._publish_status()
 
-    # Swapping the policy
-
-    def _follow_parameters(self) -> None:
-        self.add_on_set_parameters_callback(self._check_parameters)
-        if hasattr(self, 'add_post_set_parameters_callback'):
-            self.add_post_set_parameters_callback(self._apply_parameters)
-
-    def _check_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
-        for parameter in parameters:
-            if parameter.name == 'checkpoint':
-                try:
-                    self._loader.validate(parameter.value)
-                except UserError as error:
-                    return SetParametersResult(successful=False, reason=str(error))
-        if not hasattr(self, 'add_post_set_parameters_callback'):
-            self._apply_parameters(parameters)  # Humble has no later moment
-        return SetParametersResult(successful=True)
-
-    def _apply_parameters(self, parameters: list[Parameter]) -> None:
-        for parameter in parameters:
-            if parameter.name == 'checkpoint' and self._agent is not None:
-                self._request(parameter.value, '', 'parameter')
-            elif parameter.name == 'follow_trainer' and parameter.value:
-                self._follow_trainer(True)
-
-    def _on_announcement(self, msg: String) -> None:
-        try:
-            announced = json.loads(msg.data)
-            self._announced = str(announced['path']), str(announced['sha256'])
-        except (ValueError, KeyError, TypeError):
-            self.get_logger().warning(
-                f'{self.params.trainer_topic}: not an announcement: {msg.data[:80]!r}',
-                throttle_duration_sec=10.0,
-            )
-            return
-        self._follow_trainer()
-
-    def _follow_trainer(self, follow: bool | None = None) -> None:
-        if follow is None:
-            follow = self.get_parameter('follow_trainer').value
-        if follow and self._announced is not None and self._agent is not None:
-            self._request(*self._announced, 'trainer')
-
-    def _request(self, path: str, sha256: str, source: str) -> None:
-        try:
-            manifest = self._loader.validate(path, sha256)
-        except UserError as error:
-            self._error = f'{source}: {error}'
-            self.get_logger().error(f'not swapped: {self._error}')
-            self._publish_status()
-            return
-        wanted = self._swap.requested or self._agent.policy.manifest
-        if manifest.sha256 == wanted.sha256 and manifest.path == wanted.path:
-            return
-        self._error = ''
-        self._listen(manifest.spec.streams)
-        self._swap.request(manifest, source)
-
-    def _on_swap_change(self) -> None:
-        swap = self._swap
-        if swap is not None and swap.history:
-            last = swap.history[-1]
-            if swap.state == 'failed':
-                self.get_logger().error(f'not swapped: {last.reason}; the old policy keeps acting')
-            elif swap.state == 'idle' and last.result == 'active':
-                self.get_logger().info(f'swapped to {last.path} ({last.sha256[:12]})')
-        self._publish_status()
-
     # What it says about itself
 
     def _tell(self, problem: bool, text: str) -> None:
@@ -340,17 +270,15 @@ class PolicyServer(LifecycleNode):
             self._status.publish(String(data=json.dumps(self._status_now())))
 
     def _status_now(self) -> dict:
-        agent, swap, p = self._agent, self._swap, self.params
-        engines = self._loader.engines
-        info = None if agent is None else agent.policy.engine.info()
+        agent, p, engines = self._agent, self.params, self._loader.engines
         return {
             'state': self._state,
             'active': None if agent is None else status.describe(agent.policy.manifest),
-            **status.swap_status(swap),
-            'error': (swap.error if swap is not None else '') or self._error,
+            **status.swap_status(self._requests.swap),
+            'error': self._error or self._requests.error,
             'engine': engines.name,
             'engine_reason': engines.reason,
-            'engine_version': '' if info is None else info.version,
+            'engine_version': '' if agent is None else agent.policy.engine.info().version,
             'threads': p.threads,
             'lockstep': p.lockstep,
             'interface': p.interface,
@@ -360,33 +288,18 @@ class PolicyServer(LifecycleNode):
             'estop_reason': self._safety.estop.reason,
         }
 
-    def _add_diagnostics(self) -> None:
-        self._diagnostics = Diagnostics(self, hardware_id=self.params.robot)
-        self._diagnostics.add('policy', self._policy_report)
-        self._diagnostics.add('streams', lambda: status.stream_report(self._loop, self._notices))
-        self._diagnostics.add(
+    def _make_diagnostics(self) -> Diagnostics:
+        diagnostics = Diagnostics(self, hardware_id=self.params.robot)
+        diagnostics.add('policy', lambda: status.policy_report(self._status_now()))
+        diagnostics.add('streams', lambda: status.stream_report(self._loop, self._notices))
+        diagnostics.add(
             'decisions',
             lambda: status.decision_report(
                 self._loop, self._threads is None or self._threads.alive
             ),
         )
-        self._diagnostics.add('safety', lambda: status.safety_report(self._safety))
-
-    def _policy_report(self) -> Report:
-        now = self._status_now()
-        active = now['active'] or {}
-        values = {
-            'state': now['state'],
-            'active': active.get('name', 'none'),
-            'active sha256': active.get('sha256', ''),
-            'version': active.get('version', ''),
-            'swap': now['swap'],
-            'swaps': now['swaps'],
-            'engine': f'{now["engine"]} ({now["engine_reason"]})',
-        }
-        if now['error']:
-            return Report(Level.WARN, now['error'], values)
-        return Report(Level.OK, now['state'], values)
+        diagnostics.add('safety', lambda: status.safety_report(self._safety))
+        return diagnostics
 
 
 def main(args: list[str] | None = None) -> int:

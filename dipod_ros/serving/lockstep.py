@@ -17,15 +17,21 @@ from dipod_ros.serving.safety import ESTOP
 # A step of the world that is off a whole number of control periods by more than this is no step of
 # ours: another control period, or another clock.
 PERIOD_TOLERANCE = 0.05
+# Without an answer for this long, whoever looks at the log wants to know what is missing.
+PATIENCE_S = 3.0
 
 
 class LockstepLoop(Loop):
     """Answers the observation stamped T once every stream and the outcome carry T."""
 
-    _answered: Sample | None = None  # the joint sample that the last answer was for
-    _answered_key: tuple[int, int] | None = None
-    _answer: Command | None = None
-    _restart = True  # the next observation begins an episode
+    def __init__(self, *args, **kwargs) -> None:
+        """Take what `Loop` takes."""
+        super().__init__(*args, **kwargs)
+        self._answered: Sample | None = None  # the joint sample that the last answer was for
+        self._answered_key: tuple[int, int] | None = None  # its stamp and episode
+        self._answered_s = self.clock()
+        self._answer: Command | None = None
+        self._restart = True  # the next observation begins an episode
 
     def on_outcome(self, outcome: Outcome) -> None:
         """Take an outcome; a repeated one (the world asks again) changes nothing."""
@@ -52,21 +58,32 @@ class LockstepLoop(Loop):
             return False
         return self.agent.policy.layout.complete_at(self.buffer, sample.stamp_ns)
 
-    def waiting_for(self) -> str:
-        """Say what the next answer waits for, for the diagnostics."""
+    def look_around(self) -> str:
+        """Say what the next answer waits for; call it now and then.
+
+        When nothing was answered for a while, what is missing becomes a notice.
+        """
+        with self.wake:
+            missing = self._missing()
+            if self._answered is not None and self._answered is self._joint_sample():
+                return 'the world to advance'
+            if missing and self.clock() - self._answered_s > PATIENCE_S:
+                self.notices.set('waiting', f'waiting for {missing}')
+            return missing
+
+    def _missing(self) -> str:
         sample, outcome = self._joint_sample(), self._outcome
+        topic = self.config.joint_topic
         if sample is None:
-            topic = self.config.joint_topic
             problem = self.buffer.problem('joint_position', topic, np.inf)
             return problem.text if problem else ''
-        if sample is self._answered:
-            return 'the world to advance'
-        if outcome is None or abs(outcome.stamp_ns - sample.stamp_ns) > SAME_STAMP_NS:
-            return f'the outcome of {sample.stamp_ns * 1e-9:.3f} s'
+        at = f'of {sample.stamp_ns * 1e-9:.3f} s'
         for stream in self.agent.policy.layout.stamped:
             other = self.buffer.sample(stream.source, stream.topic)
             if other is None or abs(other.stamp_ns - sample.stamp_ns) > SAME_STAMP_NS:
-                return f'stream {stream.name} ({stream.topic}) of {sample.stamp_ns * 1e-9:.3f} s'
+                return f'stream {stream.name} ({stream.topic}) {at}'
+        if outcome is None or abs(outcome.stamp_ns - sample.stamp_ns) > SAME_STAMP_NS:
+            return f'the outcome {at}'
         return ''
 
     def step(self) -> tuple[Command, float] | None:
@@ -104,6 +121,8 @@ class LockstepLoop(Loop):
             elif stopped:
                 self._hold()
             self._answered, self._answered_key = sample, key
+            self._answered_s = self.clock()
+            self.notices.clear('waiting', 'the world is there again')
             self._answer = self._command(sample.stamp_ns, due)
             return self._answer, sample.received_s
 

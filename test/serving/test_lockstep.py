@@ -30,15 +30,26 @@ def test_it_waits_until_every_stream_and_the_outcome_have_the_stamp(bench):
     loop = bench.loop
     bench.sense(0, START, goal=None)
     assert loop.step() is None
-    assert 'outcome' in loop.waiting_for()
-    loop.on_outcome(Outcome(0, -1, reset=True))
-    assert loop.step() is None
-    assert 'goal' in loop.waiting_for()
+    assert 'goal' in loop.look_around()
     bench.buffer.put('point', 'goal', np.zeros(3), 0)
+    assert loop.step() is None
+    assert 'outcome' in loop.look_around()
+    loop.on_outcome(Outcome(0, -1, reset=True))
     command, _ = loop.step()
     assert command.stamp_ns == 0 and command.decided
     assert loop.step() is None
-    assert loop.waiting_for() == 'the world to advance'
+    assert loop.look_around() == 'the world to advance'
+
+
+def test_what_is_missing_for_long_is_told_once_and_so_is_its_end(bench, clock):
+    bench.loop.look_around()
+    assert bench.told == []
+    for _ in range(3):
+        clock.advance(2.0)
+        bench.loop.look_around()
+    assert [p for p, text in bench.told if 'nothing received on joint_states' in text] == [True]
+    answer(bench, 0, episode=-1, reset=True)
+    assert bench.told[-1] == (False, 'the world is there again')
 
 
 def test_the_first_command_starts_at_the_measured_position(bench):
