@@ -36,7 +36,7 @@ class CountdownEnv(VectorEnv):
     """World i is over after i % 3 + 1 decisions; the reward is the first number of the chunk.
 
     It succeeds when all its chunks began above 0. Finished worlds stay finished, as in the worlds
-    that this package simulates, and would hand out a reward of 100 if anyone counted it.
+    that this package simulates, and would hand out reward and success if anyone counted them.
     """
 
     metadata = {'autoreset_mode': AutoresetMode.DISABLED}
@@ -66,7 +66,7 @@ class CountdownEnv(VectorEnv):
         self._good &= (first > 0) | ~running
         over = self._steps == np.arange(self.num_envs) % 3 + 1
         reward = np.where(running, first, 100.0)
-        info = {'control_steps': np.where(running, 5, 0), 'success': over & self._good}
+        info = {'control_steps': np.where(running, 5, 0), 'success': (over & self._good) | ~running}
         return self._observe(), reward, over, np.zeros(self.num_envs, dtype=bool), info
 
 

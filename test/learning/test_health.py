@@ -136,13 +136,16 @@ def gap_of(k):
     return quad(integrand, T_MIN, T_MAX, limit=200)[0]
 
 
-@pytest.mark.parametrize('k', [0.0, 0.7])
+@pytest.mark.parametrize('k', [0.0, -1.0])
 def test_the_gap_in_nats_is_that_of_the_closed_form(linear_flow, k):
-    """A lower bound that a longer fit brings close to the integral."""
+    """A lower bound that a longer fit brings close to the integral.
+
+    With k = 0 the flow is wrong near the action, with k = -1 near the noise alone.
+    """
     expected = 2 * gap_of(k)
     policy = linear_flow(diagonal(k))
     gap = elbo_gap_nats(policy, OBSERVATIONS, rng(), actions=4096, fit_steps=1500)
-    assert 0.75 * expected < gap < 1.1 * expected
+    assert 0.8 * expected < gap < 1.1 * expected
 
 
 @pytest.fixture(scope='module')

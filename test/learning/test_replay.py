@@ -138,6 +138,11 @@ def test_a_lost_end_spoils_the_episode_and_a_lost_beginning_the_next(assembler):
     assert assembler.take(1, 9, every_version).observations[0, 1] == 2
 
 
+def test_a_gap_in_the_numbers_alone_is_enough_to_distrust_an_episode(assembler):
+    feed(assembler, [decision(0), decision(1, seq=2), decision(2, seq=3, last=True)])
+    assert assembler.counts['lost'] == 1 and assembler.ready_episodes == 0
+
+
 def test_who_joins_late_waits_for_the_next_episode_and_has_lost_nothing(assembler):
     feed(assembler, episode_of(4, first_seq=96)[2:] + episode_of(2, episode=1, first_seq=100))
     assert assembler.counts['lost'] == 0 and assembler.counts['incomplete'] == 1
@@ -180,6 +185,15 @@ def test_stale_decisions_at_the_beginning_are_cut_off(assembler):
     rollout = feed(assembler, decisions).take(1, 1, only_new)
     assert steps_of(rollout) == [2, 3] and rollout.last.tolist() == [False, True]
     assert assembler.counts['stale'] == 2
+
+
+def test_stale_decisions_wait_no_longer(spec):
+    assembler = ReplayAssembler(spec, max_waiting_decisions=4)
+    feed(assembler, episode_of(4, policy_sha=OLD))
+    assert assembler.take(1, 1, only_new) is None
+    for e in (1, 2):
+        feed(assembler, episode_of(2, episode=e, first_seq=2 + 2 * e))
+    assert assembler.counts['overflow'] == 0 and assembler.ready_episodes == 2
 
 
 def test_both_policies_of_an_episode_may_still_be_known(assembler):

@@ -236,6 +236,7 @@ def test_a_copy_plans_ahead_without_moving_the_original(make_limits):
     limiter.reset(np.zeros(2))
     limiter.step(np.ones(2))
     ahead = limiter.copy()
+    assert ahead.last_clamp == limiter.last_clamp > 0
     before = limiter.position.copy(), limiter.velocity.copy(), limiter.last_clamp.copy()
     first = ahead.step(np.ones(2))
     ahead.brake()

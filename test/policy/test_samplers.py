@@ -68,6 +68,15 @@ def test_ancestral_noise_is_the_posterior_of_the_forward_process():
             assert ancestral_std(t, s) ** 2 == pytest.approx(s**2 - (k * s**2) ** 2 / t**2)
 
 
+@pytest.mark.parametrize('scale', [0.0, 0.3, 1.0])
+def test_the_scale_is_the_share_of_the_ancestral_noise(scale):
+    """Without any velocity: from t=1 to s=.5 the ancestral std is .5, to s=0 nothing is added."""
+    noise = torch.eye(2, dtype=torch.float64)
+    gains = sample(lambda x, t: torch.zeros_like(x), noise, SamplerSpec('sde', 2, scale))
+    assert gains[1].item() == pytest.approx(0.5 * scale)
+    assert gains[0].item() == pytest.approx(0.5 + 0.5 * (1 - scale**2) ** 0.5)
+
+
 def curved_field(x, t):
     return torch.sin(3 * x + t) + x.roll(1, -1) * t
 
