@@ -97,11 +97,10 @@ class ArmController:
 
     def setpoints(self, now_s: float, step_s: float, count: int) -> np.ndarray:
         """Return the setpoints [count, A] at now + step, now + 2 step, ...; time moves there."""
-        out = np.repeat(self.position[None], count, axis=0)
-        if self._path is not None:
-            for i in range(count):
-                out[i], self.velocity = self._path.at(now_s + (i + 1) * step_s)
-            self.position = out[-1].copy()
+        if self._path is None:
+            return np.repeat(self.position[None], count, axis=0)
+        out, velocities = self._path.at(now_s + step_s * np.arange(1, count + 1))
+        self.position, self.velocity = out[-1].copy(), velocities[-1]
         return out
 
     def _judge(
@@ -140,21 +139,27 @@ class _Path:
             self._a0 = (6 * self._slope - 4 * v[:-1] - 2 * v[1:]) / self._h
             self._a1 = (-6 * self._slope + 2 * v[:-1] + 4 * v[1:]) / self._h
 
-    def at(self, now_s: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return position and velocity [A]; after the last knot it stays there, at rest."""
+    def at(self, times_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return positions and velocities [count, A]; after the last knot it stays, at rest."""
         t, p, v = self._t, self._p, self._v
-        if now_s >= t[-1] - SAME_TIME_S:
-            # A trajectory that is allowed to end moving keeps its last velocity only for whoever
-            # continues from exactly there.
-            ends_now = v is not None and now_s <= t[-1] + SAME_TIME_S
-            return p[-1], v[-1] if ends_now else np.zeros_like(p[-1])
-        k = max(0, int(np.searchsorted(t, now_s, side='right')) - 1)
-        s = now_s - t[k]
+        over = times_s >= t[-1] - SAME_TIME_S
+        k = np.clip(np.searchsorted(t, times_s, side='right') - 1, 0, len(t) - 2)
+        s = (times_s - t[k])[:, None]
         if v is None:
-            return p[k] + s * self._slope[k], self._slope[k]
-        jerk = (self._a1[k] - self._a0[k]) / self._h[k]
-        position = p[k] + s * (v[k] + s * (self._a0[k] / 2 + s * jerk / 6))
-        return position, v[k] + s * (self._a0[k] + s * jerk / 2)
+            position, velocity = p[k] + s * self._slope[k], self._slope[k]
+        else:
+            a0 = self._a0[k]
+            jerk = (self._a1[k] - a0) / self._h[k]
+            position = p[k] + s * (v[k] + s * (a0 / 2 + s * jerk / 6))
+            velocity = v[k] + s * (a0 + s * jerk / 2)
+        if over.any():
+            position[over] = p[-1]
+            # A trajectory may end moving where that is allowed; whoever continues from exactly its
+            # end continues at that speed.
+            velocity[over] = 0.0
+            if v is not None:
+                velocity[over & (times_s <= t[-1] + SAME_TIME_S)] = v[-1]
+        return position, velocity
 
     def extremes(self, velocity: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return positions, velocities, accelerations [rows, A] among which the largest are.
