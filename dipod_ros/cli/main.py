@@ -12,7 +12,9 @@ import argparse
 import importlib
 import importlib.util
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
@@ -36,17 +38,20 @@ COMMANDS = (
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+EXIT_TERMINATED = 143  # 128 + SIGTERM
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `dipod` with argv (default: the process's own) and return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    before = _end_cleanly_on_sigterm()
     try:
-        args = _parser(argv).parse_args(argv)
-        if args.command is None:
-            _parser([]).print_help()
-            return EXIT_USER_ERROR
-        return int(args.run(args) or 0)
+        if argv and argv[0] in available():
+            return call(importlib.import_module(_module(argv[0])), argv[1:])
+        parser = _list_parser()
+        parser.parse_args(argv)  # ends here with help, version or an unknown command
+        parser.print_help()
+        return EXIT_USER_ERROR
     except UserError as error:
         if _debug():
             raise
@@ -62,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # flushing at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def available() -> list[str]:
@@ -70,29 +78,32 @@ def available() -> list[str]:
 
 
 def call(module: ModuleType, argv: Sequence[str]) -> int:
-    """Run one subcommand's module with argv, for commands that are made of others."""
-    parser = argparse.ArgumentParser(prog=f'dipod {module.__name__.rsplit(".", 1)[-1]}')
+    """Run one subcommand's module with argv; also for commands that are made of others."""
+    name = module.__name__.rsplit('.', 1)[-1]
+    parser = argparse.ArgumentParser(prog=f'dipod {name}', description=module.HELP)
     module.add_arguments(parser)
-    return int(module.run(parser.parse_args(list(argv))) or 0)
+    # Intermixed: options may stand between the words of a list, as in `up sim -n task:=reach`.
+    return int(module.run(parser.parse_intermixed_args(list(argv))) or 0)
 
 
-def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+def _list_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='dipod',
         description='Diffusion policies on robots: train, inspect, launch and improve them.',
-        epilog='DIPOD_DEBUG=1 shows the traceback of an error.',
+        epilog='`dipod COMMAND --help` explains one. DIPOD_DEBUG=1 shows the traceback of an error.',
     )
     parser.add_argument('--version', action='version', version=f'dipod {_version()}')
-    subparsers = parser.add_subparsers(dest='command', metavar='COMMAND')
-    # Only the command that is asked for is imported; all of them only for the list.
-    names = available()
-    wanted = next((word for word in argv if not word.startswith('-')), None)
-    for name in [wanted] if wanted in names else names:
-        module = importlib.import_module(_module(name))
-        sub = subparsers.add_parser(name, help=module.HELP, description=module.HELP)
-        module.add_arguments(sub)
-        sub.set_defaults(run=module.run)
+    commands = parser.add_subparsers(metavar='COMMAND')
+    for name in available():
+        commands.add_parser(name, help=importlib.import_module(_module(name)).HELP)
     return parser
+
+
+def _end_cleanly_on_sigterm():
+    """Let `kill` run the `finally` blocks: a demo has nodes to end. Return the handler before."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
 
 
 def _module(name: str) -> str:

@@ -108,8 +108,12 @@ class LaunchRunner:
     def wait(self) -> int:
         """Block until all nodes have ended and return the exit code."""
         while (code := self.poll()) is None:
-            time.sleep(POLL_S)
+            self.pause()
         return code
+
+    def pause(self) -> None:
+        """Wait a moment before the next poll()."""
+        time.sleep(POLL_S)
 
     def request_stop(self) -> None:
         """Ask all nodes to end, as Ctrl-C would; poll() or wait() sees to it."""
@@ -186,9 +190,8 @@ class LaunchRunner:
 
     def _write(self, label: str, line: str) -> None:
         # Nodes must not block or die because nobody reads their output any more.
-        with self._write_lock:
-            with contextlib.suppress(OSError, ValueError):
-                print(f'[{label}] {line}', file=self._log or sys.stdout, flush=True)
+        with self._write_lock, contextlib.suppress(OSError, ValueError):
+            print(f'[{label}] {line}', file=self._log or sys.stdout, flush=True)
 
     def _clean_up(self) -> None:
         for child in self._children:
