@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
-from dipod_ros.policy.checkpoint import CheckpointError  # noqa: E402
+from dipod_ros.policy.checkpoint import CheckpointError, load  # noqa: E402
 from dipod_ros.policy.flow import OBSERVATION_CLAMP, FlowPolicy, Normalizer, load_policy  # noqa: E402
 from dipod_ros.policy.networks import build_network, time_features  # noqa: E402
 from dipod_ros.policy.spec import SamplerSpec  # noqa: E402
@@ -72,6 +72,38 @@ def test_a_chunk_is_the_denormalised_sample_step_by_step(make_policy):
     # Row-major: the first A numbers are the first control step.
     np.testing.assert_allclose(chunk[:, 0], flat[:, :2], rtol=1e-6)
     np.testing.assert_allclose(chunk[:, 2], flat[:, 4:], rtol=1e-6)
+
+
+def test_a_checkpoint_says_enough_to_compute_its_policy_without_torch(make_policy, tmp_path):
+    """Normaliser, time features, network and midpoint steps written out in numpy.
+
+    Other code that reads these files, or a later release, has to compute just this.
+    """
+    network = {'kind': 'residual_mlp', 'width': 8, 'depth': 4}
+    make_policy(network=network, sampler=SamplerSpec('midpoint', 3)).save(tmp_path / 'model')
+    checkpoint = load(tmp_path / 'model')
+    golden, w = checkpoint.manifest.golden, checkpoint.weights
+
+    def dense(name, x):
+        return w[f'net.{name}.weight'] @ x + w[f'net.{name}.bias']
+
+    def silu(x):
+        return x / (1 + np.exp(-x))
+
+    def velocity(x, t):
+        angle = t * np.pi * 2.0 ** (np.arange(8) * 5 / 7)
+        h = silu(dense('input', np.concatenate([x, np.cos(angle), np.sin(angle), o])))
+        for k in range(3):
+            h = h + silu(dense(f'blocks.{k}', h))
+        return dense('output', h)
+
+    o = golden.observation - w['normalizer.observation_mean']
+    o = np.clip(o / w['normalizer.observation_std'], -8, 8)
+    x = golden.noise
+    for t in (1, 2 / 3, 1 / 3):
+        x = x - velocity(x - velocity(x, t) / 6, t - 1 / 6) / 3
+    chunk = x * w['normalizer.action_std'] + w['normalizer.action_mean']
+    np.testing.assert_allclose(chunk.reshape(3, 2), golden.chunk, atol=1e-6)
 
 
 def test_the_sampler_is_part_of_the_policy(make_policy):
