@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import rclpy
@@ -118,7 +119,7 @@ def run_node(factory: Callable[[], Node], args: list[str] | None = None) -> int:
     stop = _stop = _Stop()
     before = {s: signal.signal(s, stop.on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
     node = executor = None
-    name = os.path.basename(sys.argv[0] or 'node')
+    name = Path(sys.argv[0] or 'node').stem
     try:
         # rclpy's own handlers would shut the context down under a node that still has to stop.
         _init(args)

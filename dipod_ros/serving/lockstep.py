@@ -81,7 +81,8 @@ class LockstepLoop(Loop):
         for stream in self.agent.policy.layout.stamped:
             other = self.buffer.sample(stream.source, stream.topic)
             if other is None or abs(other.stamp_ns - sample.stamp_ns) > SAME_STAMP_NS:
-                return f'stream {stream.name} ({stream.topic}) {at}'
+                because = self.buffer.rejection(stream.source, stream.topic)
+                return f'stream {stream.name} on {stream.topic} {at}{because}'
         if outcome is None or abs(outcome.stamp_ns - sample.stamp_ns) > SAME_STAMP_NS:
             return f'the outcome {at}'
         return ''

@@ -73,6 +73,11 @@ class ObservationBuffer:
         self._rejections[source, topic] = reason
         self.rejected += 1
 
+    def rejection(self, source: str, topic: str) -> str:
+        """Return ' (why)' when the newest sample could not be used, else ''."""
+        reason = self._rejections.get((source, topic))
+        return f' ({reason})' if reason else ''
+
     def sample(self, source: str, topic: str) -> Sample | None:
         """Return the newest accepted sample."""
         return self._samples.get((source, topic))
@@ -90,8 +95,7 @@ class ObservationBuffer:
         if age is not None and age <= max_age_s:
             return None
         name = name or topic
-        because = self._rejections.get((source, topic))
-        because = f' ({because})' if because else ''
+        because = self.rejection(source, topic)
         if age is None:
             text = f'stream {name}: nothing received on {topic}{because}'
             return StreamProblem(name, topic, 'missing', text)
