@@ -90,7 +90,7 @@ def _list_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='dipod',
         description='Diffusion policies on robots: train, inspect, launch and improve them.',
-        epilog='`dipod COMMAND --help` explains one. DIPOD_DEBUG=1 shows the traceback of an error.',
+        epilog='dipod COMMAND --help explains one. DIPOD_DEBUG=1 shows the traceback of an error.',
     )
     parser.add_argument('--version', action='version', version=f'dipod {_version()}')
     commands = parser.add_subparsers(metavar='COMMAND')

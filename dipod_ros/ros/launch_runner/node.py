@@ -48,8 +48,8 @@ class NodeProcess:
                     words += ['-p', f'{name}:={json.dumps(value)}']
             else:
                 words += ['--params-file', str(params)]
-        variables = [f'{k}={v}' for k, v in self.environment.items()]
-        return shlex.join([*variables, *self._beginning(), *words, *self._end()])
+        variables = [f'{k}={shlex.quote(v)}' for k, v in self.environment.items()]
+        return ' '.join([*variables, shlex.join([*self._beginning(), *words, *self._end()])])
 
     def _beginning(self) -> list[str]:
         words = [*self.program, *self.arguments]

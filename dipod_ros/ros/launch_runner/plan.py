@@ -132,7 +132,7 @@ def _node(action: NodeAction, scope: Scope) -> NodeProcess:
         namespace=namespace,
         arguments=tuple(action.arguments.split(scope)) if action.arguments else (),
         ros_arguments=tuple(action.ros_arguments.split(scope)) if action.ros_arguments else (),
-        params=tuple(_param(param, scope) for param in action.params),
+        params=_params(action.params, scope),
         remaps=tuple((a.evaluate(scope), b.evaluate(scope)) for a, b in action.remaps),
         environment={a.evaluate(scope): b.evaluate(scope) for a, b in action.environment},
         shutdown_on_exit=action.shutdown_on_exit,
@@ -149,10 +149,21 @@ def _program(package: str, executable: str, scope: Scope) -> tuple[str, ...]:
     return sys.executable, '-m', f'{PACKAGE}.nodes.{executable}'
 
 
-def _param(param: Param, scope: Scope) -> Path | dict[str, Any]:
-    if param.file is None:
-        return _values(param, scope)
-    path = Path(param.file.evaluate(scope))
+def _params(params: tuple[Param, ...], scope: Scope) -> tuple[Path | dict[str, Any], ...]:
+    """Return files and values in their order; values in a row become one dict."""
+    result: list[Path | dict[str, Any]] = []
+    for param in params:
+        if param.file is not None:
+            result.append(_param_file(param.file, scope))
+            continue
+        if not result or not isinstance(result[-1], dict):
+            result.append({})
+        _merge(result[-1], _values(param, scope))
+    return tuple(result)
+
+
+def _param_file(text: Text, scope: Scope) -> Path:
+    path = Path(text.evaluate(scope))
     if not path.is_file():
         raise LaunchError(f'parameter file {path} does not exist')
     return path.absolute()
@@ -160,13 +171,21 @@ def _param(param: Param, scope: Scope) -> Path | dict[str, Any]:
 
 def _values(param: Param, scope: Scope) -> dict[str, Any]:
     name = param.name.evaluate(scope)
-    if param.children:
-        merged: dict[str, Any] = {}
-        for child in param.children:
-            merged |= _values(child, scope)
-        return {name: merged}
-    with located(f'parameter {name}'):
-        return {name: _value(param.value, param.kind, scope)}
+    if not param.children:
+        with located(f'parameter {name}'):
+            return {name: _value(param.value, param.kind, scope)}
+    merged: dict[str, Any] = {}
+    for child in param.children:
+        _merge(merged, _values(child, scope))
+    return {name: merged}
+
+
+def _merge(target: dict[str, Any], more: dict[str, Any]) -> None:
+    for name, value in more.items():
+        if isinstance(value, dict) and isinstance(target.get(name), dict):
+            _merge(target[name], value)
+        else:
+            target[name] = value
 
 
 def _value(value: Any, kind: str | None, scope: Scope) -> Any:
