@@ -117,15 +117,15 @@ def dipod_update(
         optimizer: over `policy.net`.
         observations: normalised [M, O].
         actions: normalised flattened chunks, as sampled [M, D].
-        advantages: raw [M]; divided by their standard deviation here (not centred: the critic is
-            the baseline, and a batch of failures must not look half good).
+        advantages: raw [M]; divided by their root mean square here (not centred: the critic is the
+            baseline, and a batch of failures must not look half good).
         samples: the (t, eps) of each action.
         ell_old: losses under the policy that acted [M, S].
         config: hyper-parameters.
         generator: order of the minibatches.
 
     """
-    advantages = advantages / (advantages.std(unbiased=False) + 1e-8)
+    advantages = advantages / (advantages.square().mean().sqrt() + 1e-8)
     totals: dict[str, float] = {}
     updates = 0
     for _ in range(config.epochs):

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from dipod_ros.learning.rollout import Actor, collect_episodes
 from dipod_ros.learning.seeding import numpy_rng
-from dipod_ros.sim.vector_env import ChunkVectorEnv
+
+if TYPE_CHECKING:
+    from dipod_ros.sim.vector_env import ChunkVectorEnv
 
 # 97.5 % quantile of the normal distribution
 Z95 = 1.959963984540054

@@ -106,9 +106,11 @@ def pretrain(
         loss.backward()
         optimizer.step()
         schedule.step()
+        # A short average in the beginning, so that the random weights do not linger.
+        decay = min(config.ema, (1 + step) / (10 + step))
         with torch.no_grad():
             for slow, fast in zip(average.parameters(), policy.parameters(), strict=True):
-                slow.lerp_(fast, 1 - config.ema)
+                slow.lerp_(fast, 1 - decay)
         if progress is not None and (step % 50 == 49 or step == config.steps - 1):
             progress(step + 1, float(loss.detach()))
         if state_file is not None and (step + 1) % STATE_EVERY == 0 and step + 1 < config.steps:

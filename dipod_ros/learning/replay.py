@@ -161,7 +161,8 @@ def _episode(
     """Build the rollout of one episode.
 
     A truncated episode (cut off from outside) gives up its last decision: that observation is the
-    state whose value stands for the future.
+    state whose value stands for the future. Where leading stale decisions were cut off, `returns`
+    is what was earned after them.
     """
     success, total = decisions[-1].success, sum(d.reward for d in decisions)
     observations = np.stack([d.observation for d in decisions])

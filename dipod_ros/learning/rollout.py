@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dipod_ros.sim.vector_env import ChunkVectorEnv
+if TYPE_CHECKING:
+    from dipod_ros.sim.vector_env import ChunkVectorEnv
+
 
 # (observations [N, O], noise [N, Z]) -> chunks [N, H, A]
 Actor = Callable[[np.ndarray, np.ndarray], np.ndarray]

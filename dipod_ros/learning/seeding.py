@@ -10,8 +10,10 @@ import torch
 
 
 def _entropy(keys: tuple[int | str, ...]) -> list[int]:
-    # Modulo, because SeedSequence takes no negative numbers and a seed of -1 is a seed.
-    return [zlib.crc32(k.encode()) if isinstance(k, str) else int(k) % 2**64 for k in keys]
+    # The count first, since SeedSequence pads with zeros: (0, 'x') is not (0, 'x', 0). Modulo,
+    # because it takes no negative numbers and a seed of -1 is a seed.
+    words = [zlib.crc32(k.encode()) if isinstance(k, str) else int(k) % 2**64 for k in keys]
+    return [len(keys), *words]
 
 
 def numpy_rng(*keys: int | str) -> np.random.Generator:

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dipod_ros.policy.spec import PolicySpec, SamplerSpec
-from dipod_ros.sim.vector_env import ChunkVectorEnv
+
+if TYPE_CHECKING:
+    from dipod_ros.sim.vector_env import ChunkVectorEnv
 
 
 def spec_for(

@@ -47,7 +47,7 @@ class TrainerParams:
     run_dir: str = param('runs/online', 'folder of this run; an earlier run in it is resumed')
     episodes_per_update: int = param(64, 'finished episodes that start an update', low=1)
     max_episodes_per_update: int = param(
-        128,
+        64,
         'newest episodes an update learns from, where more have come; at least the above',
         low=1,
     )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -120,8 +121,6 @@ class FlowPolicy(nn.Module):
 
     def with_sampler(self, sampler: SamplerSpec) -> FlowPolicy:
         """Return a copy with the same weights that samples differently."""
-        from dataclasses import replace
-
         other = copy.deepcopy(self)
         other.spec = replace(self.spec, sampler=sampler)
         return other
