@@ -33,7 +33,10 @@ MAX_BEHIND_S = 0.5
 
 
 class MujocoSim(Node):
-    """N worlds of one task on one robot; see docs/simulation.md."""
+    """N worlds of one task on one robot; see docs/simulation.md.
+
+    Simulated time, `stamp_ns`, never goes back, not even when a world is reset.
+    """
 
     def __init__(self) -> None:
         """Compile the worlds and publish the first observation."""
@@ -46,7 +49,9 @@ class MujocoSim(Node):
         self._step_s = robot.control_period_s / self._substeps
         self.episodes = Episodes(task, p.worlds, p.seed, p.threads)
         self._chunk_steps = task.horizon
-        self._ticks = 0
+        self._ticks = 0  # control periods executed
+        # Simulated time begins after 0: a stamp of 0 in a trajectory means "from now on".
+        self.stamp_ns = self._period_ns
         self._paused = False
         self._published_s = 0.0  # steady time of the newest observation
         self._resends = 0
@@ -89,11 +94,6 @@ class MujocoSim(Node):
             + ('in lockstep' if p.lockstep else f'at {p.real_time_factor:g} x real time')
         )
 
-    @property
-    def stamp_ns(self) -> int:
-        """Simulated time; it never goes back, not even when a world is reset."""
-        return self._ticks * self._period_ns
-
     def close(self) -> None:
         """Say goodbye with the last figures."""
         self._publish_status()
@@ -130,6 +130,7 @@ class MujocoSim(Node):
             )
             effort = self.episodes.advance(setpoints)
             self._ticks += 1
+            self.stamp_ns += self._period_ns
         for world, torque in zip(self.worlds, effort, strict=True):
             world.effort = torque
             world.answered = False
@@ -205,7 +206,7 @@ class MujocoSim(Node):
     def _on_reset(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         """Cut every episode off and begin the next; time goes on by one control period."""
         everywhere = np.ones(len(self.worlds), dtype=bool)
-        self._ticks += 1
+        self.stamp_ns += self._period_ns
         rewards = self.episodes.outcome().reward
         outcomes: list[Outcome | None] = [
             Outcome(self.stamp_ns, int(e), reward=float(r), truncated=True, reset=True)

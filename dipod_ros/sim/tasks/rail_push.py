@@ -33,11 +33,11 @@ SHAPING = 0.3
 class Expert:
     """Ranges of what the demonstrator gets wrong, drawn once per episode."""
 
-    speed: tuple[float, float] = (0.20, 0.34)  # m/s
+    speed: tuple[float, float] = (0.22, 0.38)  # m/s
     # Where it stops the puck, relative to the mark (m).
     stop_offset: float = 0.010
     # How far off the rail's axis it pushes (m).
-    lateral_offset: float = 0.006
+    lateral_offset: float = 0.010
     motion: Motion = Motion(wander_m_s=0.006)
 
 
@@ -47,10 +47,10 @@ class RailPush(Task):
     name = 'rail_push'
     scene = 'rail_push'
     decisions = 14
-    tolerance = 0.02  # m
+    tolerance = 0.015  # m
     rest_speed = 0.05  # m/s
     # Beyond the mark by this much, the episode is lost: the puck cannot be pulled back.
-    overshoot = 0.03  # m
+    overshoot = 0.02  # m
 
     def __init__(self, robot: RobotConfig) -> None:
         super().__init__(robot)
