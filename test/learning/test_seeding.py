@@ -25,5 +25,5 @@ def test_equal_keys_draw_equal_numbers_and_different_keys_different_ones(draw):
 
 def test_numbers_are_the_same_on_every_machine():
     """A resumed run may continue elsewhere."""
-    assert numpy_rng(0, 'rollout', 12).integers(1000, size=3).tolist() == [882, 798, 930]
-    assert torch_rng(0, 'rollout', 12).initial_seed() == 2878160171007814185
+    assert numpy_rng(0, 'rollout', 12).integers(1000, size=3).tolist() == [162, 618, 170]
+    assert torch_rng(0, 'rollout', 12).initial_seed() == 2116741039017210906
