@@ -21,7 +21,7 @@ LATENCY_PERCENTILE = 99.0
 FREE_PART_OF_PERIOD = 0.75
 # A trajectory takes time to reach the controller: points closer than this part of a period count
 # as under way already and are not changed any more.
-LEAD_PART_OF_PERIOD = 0.25
+LEAD_PART_OF_PERIOD = 0.5
 # Publishers need a moment to be found: a stream that is missing is no news before that.
 GRACE_S = 2.0
 STOPPING = 'stopping'
@@ -121,7 +121,7 @@ class RealTimeLoop(Loop):
                 self.stamps.observe(sample.stamp_ns, sample.received_s)
             elif self._grid_ns is None:
                 self._check_streams(self.tick)
-                return None  # the robot has not said what time it is
+                return None
             before = self.tick
             self._advance()
             self._check_streams(before)
@@ -144,6 +144,8 @@ class RealTimeLoop(Loop):
         if self._stopping or self._grid_ns is None or self.tick <= self._tried_tick:
             return False
         if self.safety.estop.latched or self._problems():
+            return False
+        if self._trajectory and not self.stamps.settled:
             return False
         if self.timeline.index(self.tick) is None:
             return True

@@ -3,48 +3,77 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 NS_PER_S = 1_000_000_000
-# How fast two clocks may drift apart: 500 ppm is what NTP slews at most, 100 ppm a bad crystal.
-DRIFT_NS_PER_S = 500_000
+# Messages remembered: a few seconds at control rate, over which clocks drift by microseconds.
+WINDOW = 64
 # A bigger step than this is no transport delay: the clock was set, or a simulation began again.
 JUMP_NS = 500_000_000
+# Clocks that differ by less than this run alike and only the delays differ; more is a simulation
+# that is slower or faster than real time. Judged over at least so many messages and seconds.
+SAME_RATE = 0.05
+RATE_MESSAGES = 16
+RATE_SPAN_S = 0.5
 
 
 class StampClock:
     """Maps steady time to the sender's stamps from (stamp, receipt) pairs.
 
-    A message is never received before it is stamped, so the largest `stamp - receipt` seen is the
-    best; it decays slowly so that drifting clocks are followed. Good enough to know when something
-    is due; not to date a knot of a trajectory, which a shift of a millisecond would tear apart.
+    A message is never received before it is stamped, so the pair that puts the sender's clock
+    furthest ahead is the best one. Good enough to know when something is due; not to date a knot of
+    a trajectory, which a shift of a millisecond would tear apart.
     """
 
     def __init__(self) -> None:
-        self._offset_ns: float | None = None
-        self._at_s = 0.0
+        self._pairs: deque[tuple[int, float]] = deque(maxlen=WINDOW)
+        self._rate = 1.0  # sender's seconds per steady second
+        self._best: tuple[int, float] | None = None
+        self._first_s: float | None = None
+        self._last_s = 0.0
+        self._messages = 0
         self.jumps = 0  # how often the sender's clock was set
-
-    def observe(self, stamp_ns: int, received_s: float) -> None:
-        """Take one message; stamp 0 (no clock) and repeats teach nothing."""
-        if not stamp_ns:
-            return
-        sample = stamp_ns - received_s * NS_PER_S
-        if self._offset_ns is None:
-            self._offset_ns = sample
-        elif abs(sample - self._offset_ns) > JUMP_NS:
-            self._offset_ns = sample
-            self.jumps += 1
-        else:
-            decayed = self._offset_ns - DRIFT_NS_PER_S * max(0.0, received_s - self._at_s)
-            self._offset_ns = max(decayed, sample)
-        self._at_s = received_s
 
     @property
     def known(self) -> bool:
         """Whether the sender has a clock."""
-        return self._offset_ns is not None
+        return self._best is not None
+
+    @property
+    def settled(self) -> bool:
+        """Whether enough was heard to rely on `known` and on `stamp_ns`."""
+        return (
+            self._messages >= RATE_MESSAGES
+            and self._first_s is not None
+            and self._last_s - self._first_s >= RATE_SPAN_S
+        )
+
+    def observe(self, stamp_ns: int, received_s: float) -> None:
+        """Take one message; one that was received before, or stamped so, teaches nothing."""
+        if received_s == self._last_s:
+            return
+        self._first_s = received_s if self._first_s is None else self._first_s
+        self._last_s = received_s
+        self._messages += 1
+        if not stamp_ns or (self._pairs and self._pairs[-1][0] == stamp_ns):
+            return
+        if self._pairs and abs(stamp_ns - self._ahead_ns(self._pairs[-1], received_s)) > JUMP_NS:
+            self._pairs.clear()
+            self.jumps += 1
+        self._pairs.append((stamp_ns, received_s))
+        self._rate = self._measure_rate()
+        self._best = max(self._pairs, key=lambda p: self._ahead_ns(p, received_s))
 
     def stamp_ns(self, steady_s: float) -> int | None:
         """Return the sender's time at a steady time, None when it has no clock."""
-        if self._offset_ns is None:
-            return None
-        return round(steady_s * NS_PER_S + self._offset_ns)
+        return None if self._best is None else round(self._ahead_ns(self._best, steady_s))
+
+    def _ahead_ns(self, pair: tuple[int, float], steady_s: float) -> float:
+        return pair[0] + (steady_s - pair[1]) * self._rate * NS_PER_S
+
+    def _measure_rate(self) -> float:
+        (first_ns, first_s), (last_ns, last_s) = self._pairs[0], self._pairs[-1]
+        if len(self._pairs) < RATE_MESSAGES or last_s - first_s < RATE_SPAN_S:
+            return self._rate if len(self._pairs) > 1 else 1.0
+        rate = (last_ns - first_ns) / NS_PER_S / (last_s - first_s)
+        return 1.0 if abs(rate - 1) < SAME_RATE or rate <= 0 else rate

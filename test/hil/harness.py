@@ -25,7 +25,7 @@ from trajectory_msgs.msg import JointTrajectory
 from dipod_ros.policy.decision import decode
 from dipod_ros.ros import messages, qos, runtime
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0  # far above anything but a machine that is swamped
 DT_NS = 40_000_000
 
 

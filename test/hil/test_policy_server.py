@@ -27,7 +27,7 @@ from lifecycle_msgs.msg import Transition  # noqa: E402
 from lifecycle_msgs.srv import ChangeState, GetState  # noqa: E402
 from std_msgs.msg import Bool  # noqa: E402
 
-pytestmark = [pytest.mark.ros, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.ros, pytest.mark.timeout(300)]
 CHUNK_NS = HORIZON * DT_NS
 START = np.array([0.1, 0.2, 0.3])
 LIMITS = make_limits()

@@ -54,6 +54,14 @@ def world(make_bench):
     return World(make_bench(RealTimeLoop, interface='position'))
 
 
+def trajectory_world(make_bench, **config):
+    """Return a world whose server has heard the robot's clock for long enough."""
+    world = World(make_bench(RealTimeLoop, interface='trajectory', **config))
+    world.run(15)
+    assert world.plans == []
+    return world
+
+
 def assert_smooth(setpoints, limits):
     """Setpoints once per period are averages of control points: the same limits hold."""
     path = np.array(setpoints)
@@ -207,10 +215,10 @@ def test_the_estop_brakes_at_once_and_stays(world):
 
 
 def test_the_estop_does_not_wait_for_the_control_period(make_bench):
-    world = World(make_bench(RealTimeLoop, interface='trajectory'))
+    world = trajectory_world(make_bench)
     world.run(4)
     world.bench.safety.estop.latch('test')
-    world.clock.advance(-DT / 2)  # in the middle of the period that `run` has just ended
+    world.clock.advance(-0.75 * DT)  # early in the period that `run` has just ended
     tick = world.loop.tick
     command = world.loop.control()
     assert world.loop.tick == tick
@@ -241,7 +249,7 @@ def test_numbers_that_are_not_finite_never_become_setpoints(world):
 
 
 def test_a_trajectory_is_sent_once_per_plan(make_bench):
-    world = World(make_bench(RealTimeLoop, interface='trajectory'))
+    world = trajectory_world(make_bench)
     world.run(3 * HORIZON)
     assert len(world.plans) == world.bench.agent.number == 3
     world.sensing = False
@@ -251,12 +259,39 @@ def test_a_trajectory_is_sent_once_per_plan(make_bench):
 
 
 def test_trajectories_continue_each_other_at_their_seams(make_bench):
-    world = World(make_bench(RealTimeLoop, interface='trajectory', replan_steps=3))
+    world = trajectory_world(make_bench, replan_steps=3)
     world.run(20)
     assert len(world.plans) > 4
+    assert world.loop.on_robot_time
     for old, new in zip(world.plans, world.plans[1:], strict=False):
         np.testing.assert_allclose(new.previous, old.point(new.start))
         np.testing.assert_allclose(new.velocity(new.start, DT), old.velocity(new.start, DT))
+
+
+def test_a_robot_whose_clock_is_set_is_not_sent_into_the_past(make_bench):
+    world = trajectory_world(make_bench)
+    world.run(5)
+    tick, count = world.loop.tick, len(world.plans)
+    skew = 3.0
+
+    def sense():
+        world.bench.sense(round((world.clock.now - skew) * 1e9), START)
+
+    world.sense = sense
+    world.run(5)
+    assert any('clock was set' in text for _, text in world.bench.told)
+    assert len(world.plans) > count
+    assert world.loop.tick == tick + 5
+    due = world.loop.tick_ns(world.loop.tick) - round((world.clock.now - skew) * 1e9)
+    assert abs(due) < 2 * DT * 1e9
+    np.testing.assert_array_equal(world.plans[-1].trail[0], START)
+
+
+def test_a_robot_without_a_clock_gets_trajectories_as_well(make_bench):
+    world = World(make_bench(RealTimeLoop, interface='trajectory'))
+    world.sense = lambda: world.bench.sense(0, START)
+    world.run(25)
+    assert world.plans and not world.loop.on_robot_time
 
 
 def test_a_reset_of_the_world_starts_a_new_episode_from_the_arm(world):
