@@ -161,11 +161,13 @@ class Commander(Node):
 class Simulator:
     """The node as a process; parameters by keyword, `faults__x` for nested ones."""
 
-    def __init__(self, folder, robot='arm7', **parameters):
+    def __init__(self, folder, robot='arm7', params_files=(), **parameters):
         self.log_path = Path(folder) / f'sim-{time.monotonic_ns()}.log'
         command = [sys.executable, '-m', 'dipod_ros.nodes.mujoco_sim', '--ros-args']
         if robot:
             command += ['--params-file', str(resource(f'config/robots/{robot}.yaml'))]
+        for path in params_files:
+            command += ['--params-file', str(path)]
         for name, value in parameters.items():
             command += ['-p', f'{name.replace("__", ".")}:={json.dumps(value)}']
         with open(self.log_path, 'w') as log:

@@ -14,6 +14,7 @@ import rclpy  # noqa: E402
 from sim_harness import Commander, Simulator  # noqa: E402
 
 from dipod_ros.policy.limits import spline_knots  # noqa: E402
+from dipod_ros.resources import resource  # noqa: E402
 from dipod_ros.ros import messages  # noqa: E402
 from dipod_ros.sim.robot import load_robot  # noqa: E402
 from dipod_ros.sim.vector_env import ChunkVectorEnv  # noqa: E402
@@ -303,14 +304,24 @@ def test_a_reset_world_ignores_what_was_meant_for_the_arm_before(start):
     assert figures['limit_violations'] == 0 and figures['commands'] == 0
 
 
-def test_lost_and_late_samples_can_be_asked_for(start):
-    commander, _ = start(
-        real_time_factor=4.0, faults__drop_joint_states=2, faults__delay_joint_states=3
-    )
+def test_the_lossy_scenario_loses_every_third_sample(start):
+    lossy = resource('sim/scenarios/lossy_joint_states.yaml')
+    commander, _ = start(task='none', real_time_factor=4.0, params_files=[lossy])
     world = commander.worlds[0]
-    commander.wait(lambda: len(world.joints) >= 6)
-    assert set(np.diff(world.stamps())) == {2 * DT_NS}
-    commander.wait(lambda: commander.clock[-1] - world.stamps()[-1] >= 3 * DT_NS)
+    commander.wait(lambda: len(world.joints) >= 8)
+    assert set(np.diff(world.stamps())) == {DT_NS, 2 * DT_NS}
+
+
+def test_the_late_scenario_brings_samples_two_periods_late(start):
+    late = resource('sim/scenarios/late_joint_states.yaml')
+    commander, _ = start(task='none', lockstep=True, params_files=[late])
+    world = commander.worlds[0]
+    for ticks in (1, 2):
+        commander.go_to(ROBOT.home)  # no stamp: an answer to whatever is there
+        commander.wait_status(ticks=ticks)
+    commander.wait_stamp(T0)
+    commander.wait(lambda: commander.clock[-1:] == [T0 + 2 * DT_NS])
+    assert world.stamps() == [T0]
 
 
 def test_another_robot_by_its_file_alone(start):
