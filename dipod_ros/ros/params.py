@@ -237,9 +237,14 @@ def markdown(table: type) -> str:
         allowed = e.allowed.replace('|', '\\|')
         lines.append(
             f'| `{e.name}` | {kind} | {default and f"`{default}`"} | {allowed} | '
-            f'{"no" if e.read_only else "yes"} | {e.description}{unit} |'
+            f'{"no" if e.read_only else "yes"} | {_escaped(e.description)}{unit} |'
         )
     return '\n'.join(lines) + '\n'
+
+
+def _escaped(text: str) -> str:
+    # <name> would be taken for a tag and vanish, | for the end of a cell.
+    return re.sub(r'(?=<[a-zA-Z/]|\|)', r'\\', text)
 
 
 def _yaml(value: Any) -> str:
