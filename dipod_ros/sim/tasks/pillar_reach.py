@@ -38,7 +38,7 @@ class Expert:
     # m/s; the slowest runs out of time.
     speed: tuple[float, float] = (0.25, 0.42)
     # Standard deviation (m) per axis of where it believes the goal to be.
-    goal_offset: float = 0.011
+    goal_offset: float = 0.012
     motion: Motion = Motion()
 
 
