@@ -6,8 +6,7 @@ from __future__ import annotations
 import mujoco
 import numpy as np
 
-from dipod_ros.sim.gl import NoGL as NoGL  # what callers catch
-from dipod_ros.sim.gl import offscreen_context
+from dipod_ros.sim.gl import GL_HINT, NoGL, offscreen_context
 from dipod_ros.sim.world import SCENE_PREFIX, STATE, World
 
 MAX_GEOMS = 1000
@@ -24,7 +23,13 @@ class SceneRenderer:
         buffer.offwidth = max(width, buffer.offwidth)
         buffer.offheight = max(height, buffer.offheight)
         self._gl = offscreen_context(width, height)
-        self._context = mujoco.MjrContext(world.model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        try:
+            self._context = mujoco.MjrContext(world.model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        except mujoco.FatalError as error:
+            # libmujoco looks GL up in whichever library was loaded first, which may be an EGL
+            # that could not make a context.
+            self._gl.free()
+            raise NoGL(f'{GL_HINT}; or set MUJOCO_GL=osmesa [{error}]') from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(world.model, maxgeom=MAX_GEOMS)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False

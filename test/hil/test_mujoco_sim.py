@@ -371,3 +371,11 @@ def test_bad_input_is_one_line_and_an_exit_code(tmp_path, robot, parameters, mes
     lines = [line for line in simulator.log.splitlines() if line.strip()]
     assert 'Traceback' not in simulator.log
     assert len(lines) == 1 and message in lines[0], simulator.log
+
+
+def test_the_parameters_are_documented_as_they_are():
+    from dipod_ros.nodes._mujoco_sim_params import MujocoSimParams
+    from dipod_ros.ros.params import markdown
+
+    page = Path(__file__).resolve().parents[2] / 'docs/simulation.md'
+    assert markdown(MujocoSimParams) in page.read_text()
