@@ -184,10 +184,9 @@ class Robot(Node):
 class Server:
     """The policy server as a process; parameters by keyword, `limits__velocity` for nested ones."""
 
-    def __init__(self, folder, limits, **parameters):
+    def __init__(self, folder, limits, cache, **parameters):
         self.log_path = Path(folder) / f'server-{time.monotonic_ns()}.log'
         given = {
-            'engine': 'torch',  # no export: these tests are about the server
             'seed': 1,
             'model_dirs': [str(folder)],
             'joints': list(limits.joints),
@@ -204,7 +203,7 @@ class Server:
                 command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {'RCUTILS_COLORIZED_OUTPUT': '0'},
+                env=os.environ | {'RCUTILS_COLORIZED_OUTPUT': '0', 'XDG_CACHE_HOME': str(cache)},
             )
 
     @property

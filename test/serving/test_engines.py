@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every engine gives what training's own code gives, before and after a refit."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from checkpoints import make_policy, save_checkpoint, save_fragile_checkpoint
+from checkpoints import make_policy, make_spec, save_checkpoint, save_fragile_checkpoint
 
 from dipod_ros.policy.checkpoint import load
 from dipod_ros.policy.spec import SamplerSpec
-from dipod_ros.serving.engines import select
+from dipod_ros.serving.engines import graph_cache, select
 from dipod_ros.serving.engines.base import EngineError, check_golden
 from dipod_ros.serving.engines.select import EngineFactory
+
+onnx = pytest.importorskip('onnx')
 
 PARITY_RAD = 1e-6
 ENGINES = ['torch', pytest.param('onnx', marks=pytest.mark.timeout(240))]
@@ -78,6 +82,10 @@ def test_weights_of_another_network_are_refused_by_a_refit(factories, tmp_path, 
         engine.refit(other.weights())
     with pytest.raises(UserError, match='weight'):
         engine.refit(make_policy(0).weights() | {'net.extra': np.zeros(1, np.float32)})
+    some = make_policy(0).weights()
+    some.pop('net.output.bias')
+    with pytest.raises(UserError, match='missing'):
+        engine.refit(some)
 
 
 @pytest.mark.parametrize('name', ENGINES)
@@ -138,3 +146,76 @@ def test_the_golden_check_needs_golden_values(factories, tmp_path):
     engine = factories('torch').build(load(tmp_path / 'a'))
     with pytest.raises(EngineError, match='no golden values'):
         check_golden(engine, None)
+
+
+class TestGraphsKeptOnDisk:
+    """A second process needs no export; whatever is wrong with the graph, the policy is right."""
+
+    @pytest.fixture(autouse=True)
+    def own_cache(self, tmp_path, monkeypatch):
+        pytest.importorskip('onnxruntime')
+        monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+        save_checkpoint(tmp_path / 'a', seed=0)
+        save_checkpoint(tmp_path / 'b', seed=1)
+        self.first, self.second = load(tmp_path / 'a'), load(tmp_path / 'b')
+
+    def kept(self):
+        return graph_cache.cache_dir() / f'{graph_cache.graph_key(self.first.spec)}.onnx'
+
+    def assert_right(self, engine, seed):
+        o, z = inputs(self.first.spec)
+        expected = make_policy(seed).act(o[None], z[None])[0]
+        np.testing.assert_allclose(engine.run(o, z), expected, atol=PARITY_RAD)
+
+    def test_the_second_start_needs_no_torch(self, tmp_path):
+        self.assert_right(EngineFactory('onnx').build(self.first), 0)
+        program = (
+            'import sys\n'
+            'from dipod_ros.policy.checkpoint import load\n'
+            'from dipod_ros.serving.engines.base import check_golden\n'
+            'from dipod_ros.serving.engines.select import EngineFactory\n'
+            f'checkpoint = load({str(tmp_path / "b")!r})\n'
+            "engine = EngineFactory('onnx').build(checkpoint)\n"
+            'check_golden(engine, checkpoint.manifest.golden)\n'
+            "assert 'torch' not in sys.modules\n"
+        )
+        subprocess.run([sys.executable, '-c', program], check=True, timeout=60)
+
+    def test_no_weights_are_kept(self):
+        EngineFactory('onnx').build(self.first)
+        graph = onnx.load(self.kept()).graph
+        values = {i.name: onnx.numpy_helper.to_array(i) for i in graph.initializer}
+        assert self.first.weights.keys() <= values.keys()
+        assert not any(values[name].any() for name in self.first.weights)
+
+    @pytest.mark.parametrize('damage', ['cut', 'noise', 'empty', 'other'])
+    def test_a_damaged_graph_is_exported_again(self, damage):
+        EngineFactory('onnx').build(self.first)
+        good = self.kept().read_bytes()
+        if damage == 'other':  # a valid graph of another policy
+            model = onnx.load_model_from_string(good)
+            for node in model.graph.node:
+                if node.op_type == 'Sigmoid':
+                    node.op_type = 'Tanh'
+            bad = model.SerializeToString()
+        else:
+            bad = {'cut': good[: len(good) // 2], 'noise': b'\xff' * 999, 'empty': b''}[damage]
+        assert bad != good
+        self.kept().write_bytes(bad)
+        self.assert_right(EngineFactory('onnx').build(self.second), 1)
+        assert self.kept().read_bytes() != bad
+
+    def test_a_cache_that_cannot_be_written_is_no_obstacle(self, tmp_path):
+        (tmp_path / 'cache').write_text('a file where a folder should be')
+        self.assert_right(EngineFactory('onnx').build(self.first), 0)
+
+    def test_limits_and_weights_share_a_graph_and_the_sampler_does_not(self):
+        key = graph_cache.graph_key(self.first.spec)
+        assert graph_cache.graph_key(self.second.spec) == key
+        assert graph_cache.graph_key(make_spec(task='other')) == key
+        for other in (
+            make_spec(sampler=SamplerSpec('euler', 2)),
+            make_spec(horizon=7),
+            make_spec(network={'kind': 'residual_mlp', 'width': 17, 'depth': 2}),
+        ):
+            assert graph_cache.graph_key(other) != key

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """ONNX Runtime on a CPU: the exported sampler graph, refitted for each checkpoint.
 
-Exporting takes seconds and needs torch; a checkpoint of the same shape only has its weights put
-into the graph by name, which takes milliseconds.
+Exporting takes seconds and needs torch; it happens once per kind of graph and machine. After that a
+checkpoint only has its weights put into the graph by name, which takes milliseconds.
 """
 
 from __future__ import annotations
@@ -15,14 +15,26 @@ import onnxruntime as ort
 from onnx import numpy_helper
 
 from dipod_ros.policy.checkpoint import Checkpoint
-from dipod_ros.serving.engines.base import EngineError, EngineInfo
+from dipod_ros.serving.engines import graph_cache
+from dipod_ros.serving.engines.base import EngineError, EngineInfo, check_golden
 
 
 class OnnxEngine:
     """One ONNX Runtime session with buffers of its own; call `run` from one thread at a time."""
 
-    def __init__(self, model: onnx.ModelProto, threads: int, refitted: bool = False) -> None:
-        """Take a graph that has its weights; raises EngineError when it cannot be loaded."""
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        weights: Mapping[str, np.ndarray],
+        threads: int,
+        refitted: bool = False,
+    ) -> None:
+        """Take a graph and put the weights into it, which changes it.
+
+        Raises EngineError when a weight is not an initializer of the graph or has another shape,
+        and when the graph cannot be loaded.
+        """
+        _put_weights(model, weights)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -42,18 +54,38 @@ class OnnxEngine:
         self._noise = np.zeros(shapes['noise'], dtype=np.float32)
         self._feed = {'observation': self._observation, 'noise': self._noise}
         self._model = model
+        self._names = frozenset(weights)
         self._threads = threads
         self._refitted = refitted
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, threads: int) -> OnnxEngine:
-        """Export the checkpoint's sampler (imports torch) and load it."""
-        # Imported here: a server that finds its graph in the cache never pays for torch.
+        """Return an engine on the graph kept from an earlier export, or export it now.
+
+        Exporting imports torch and takes seconds. Raises EngineError or CheckpointError.
+        """
+        key = graph_cache.graph_key(checkpoint.spec)
+        kept = graph_cache.read(key)
+        if kept is not None:
+            try:
+                model = onnx.load_model_from_string(kept)
+                engine = cls(model, checkpoint.weights, threads)
+                check_golden(engine, checkpoint.manifest.golden)
+                return engine
+            except Exception:
+                # Damaged, or not what this release exports: the checkpoint is not to blame before
+                # a graph of its own says so.
+                graph_cache.discard(key)
         from dipod_ros.policy.export import export_onnx
         from dipod_ros.policy.flow import FlowPolicy
 
-        payload = export_onnx(FlowPolicy.from_checkpoint(checkpoint))
-        return cls(onnx.load_model_from_string(payload), threads)
+        model = onnx.load_model_from_string(export_onnx(FlowPolicy.from_checkpoint(checkpoint)))
+        engine = cls(model, checkpoint.weights, threads)
+        blank = onnx.ModelProto()
+        blank.CopyFrom(model)
+        _put_weights(blank, {k: np.zeros_like(v) for k, v in checkpoint.weights.items()})
+        graph_cache.write(key, blank.SerializeToString())
+        return engine
 
     def run(self, observation: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """Return the chunk float32 [H, A]."""
@@ -64,25 +96,31 @@ class OnnxEngine:
     def refit(self, weights: Mapping[str, np.ndarray]) -> OnnxEngine:
         """Return a session on the same graph with other weights.
 
-        Raises EngineError when a weight is not an initializer of the graph or has another shape.
+        Raises EngineError when they are not the weights of this network.
         """
+        missing = sorted(self._names - weights.keys())
+        if missing:
+            raise EngineError(f'weights {missing[:3]} are missing')
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
-        slots = {i.name: i for i in model.graph.initializer}
-        unknown = sorted(weights.keys() - slots.keys())
-        if unknown:
-            raise EngineError(f'weights {unknown[:3]} are not in the exported graph')
-        for name, value in weights.items():
-            tensor = numpy_helper.from_array(np.ascontiguousarray(value), name)
-            slot = slots[name]
-            if list(tensor.dims) != list(slot.dims) or tensor.data_type != slot.data_type:
-                raise EngineError(
-                    f'weight {name} is {value.dtype}{list(value.shape)}, '
-                    f'the exported graph has {list(slot.dims)}'
-                )
-            slot.CopyFrom(tensor)
-        return OnnxEngine(model, self._threads, refitted=True)
+        return OnnxEngine(model, weights, self._threads, refitted=True)
 
     def info(self) -> EngineInfo:
         """Return what runs the policy."""
         return EngineInfo('onnx', ort.__version__, self._threads, self._refitted)
+
+
+def _put_weights(model: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> None:
+    slots = {i.name: i for i in model.graph.initializer}
+    unknown = sorted(weights.keys() - slots.keys())
+    if unknown:
+        raise EngineError(f'weights {unknown[:3]} are not in the exported graph')
+    for name, value in weights.items():
+        tensor = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        slot = slots[name]
+        if list(tensor.dims) != list(slot.dims) or tensor.data_type != slot.data_type:
+            raise EngineError(
+                f'weight {name} is {value.dtype}{list(value.shape)}, '
+                f'the exported graph has {list(slot.dims)}'
+            )
+        slot.CopyFrom(tensor)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from dipod_ros.policy.checkpoint import Checkpoint
 from dipod_ros.serving.engines.base import EngineError, PolicyEngine
+from dipod_ros.serving.engines.graph_cache import graph_key
 
 CHOICES = ('auto', 'onnx', 'torch', 'tensorrt')
 
@@ -56,8 +57,6 @@ class EngineFactory:
 
     def build(self, checkpoint: Checkpoint) -> PolicyEngine:
         """Return an engine for a checkpoint; raises EngineError or CheckpointError."""
-        from dipod_ros.policy.export import graph_key
-
         key = graph_key(checkpoint.spec)
         known = self._by_graph.get(key)
         engine = (
