@@ -84,7 +84,7 @@ class Param:
     file: Text | None = None
     name: Text | None = None
     kind: str | None = None
-    value: Any = None  # Text, a scalar, or a list of these
+    value: Any = None  # a Text with substitutions, a scalar, or a list of these
     children: tuple[Param, ...] = ()
 
 
@@ -287,7 +287,9 @@ def _param(body: _Body, nested: bool = False) -> Param:
 
 def _value(value: Any) -> Any:
     if isinstance(value, str):
-        return parse_text(value)
+        text = parse_text(value)
+        # YAML's rules are for what a substitution yields: a string written as one stays one.
+        return text if text.has_substitutions else ''.join(text.parts)
     if isinstance(value, (Mapping, Iterable)):
         raise LaunchError(f'{value!r} is neither a scalar nor a list of scalars')
     return value

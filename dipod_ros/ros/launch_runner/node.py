@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class NodeProcess:
         words: list[str] = []
         for params in self.params:
             if isinstance(params, dict):
-                for name, value in _flatten(params):
+                for name, value in params.items():
                     words += ['-p', f'{name}:={json.dumps(value)}']
             else:
                 words += ['--params-file', str(params)]
@@ -64,11 +64,3 @@ class NodeProcess:
 
     def _end(self) -> list[str]:
         return [word for source, target in self.remaps for word in ('-r', f'{source}:={target}')]
-
-
-def _flatten(params: dict[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
-    for name, value in params.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f'{prefix}{name}.')
-        else:
-            yield f'{prefix}{name}', value

@@ -14,7 +14,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,25 @@ from dipod_ros.ros.launch_runner.text import (
     truth,
 )
 
-NAMESPACE = 'ros_namespace'  # the variable in which launch_ros keeps it, too
+# Variables that launch and launch_ros know by these names, too.
+NAMESPACE = 'ros_namespace'
+PATIENCE = ('sigterm_timeout', 'sigkill_timeout')
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a launch file runs, and how it ends."""
+
+    nodes: tuple[NodeProcess, ...]
+    # Between SIGINT and SIGTERM, and between SIGTERM and SIGKILL; the defaults are launch's.
+    sigterm_timeout_s: float = 5.0
+    sigkill_timeout_s: float = 5.0
 
 
 def plan(
     path: Path, given: Mapping[str, str], environment: Mapping[str, str] | None = None
-) -> list[NodeProcess]:
-    """Return the nodes that `path` runs with the `given` arguments; raises LaunchError."""
+) -> Plan:
+    """Return what `path` runs with the `given` arguments; raises LaunchError."""
     environment = os.environ if environment is None else environment
     refuse_unknown(given, declared_arguments(path, given, environment), path)
     scope = Scope(path.resolve(), dict(given), environment)
@@ -61,7 +73,12 @@ def plan(
         if count[node.label] > 1:
             seen[node.label] += 1
             nodes[i] = replace(node, label=f'{node.label}-{seen[node.label]}')
-    return nodes
+    timeouts = {
+        f'{name}_s': to_value(scope.variables[name], 'float')
+        for name in PATIENCE
+        if name in scope.variables
+    }
+    return Plan(tuple(nodes), **timeouts)
 
 
 def _visit(actions: tuple[Action, ...], scope: Scope, depth: int) -> Iterator[NodeProcess]:
@@ -158,7 +175,7 @@ def _params(params: tuple[Param, ...], scope: Scope) -> tuple[Path | dict[str, A
             continue
         if not result or not isinstance(result[-1], dict):
             result.append({})
-        _merge(result[-1], _values(param, scope))
+        result[-1].update(_values(param, scope))
     return tuple(result)
 
 
@@ -169,23 +186,17 @@ def _param_file(text: Text, scope: Scope) -> Path:
     return path.absolute()
 
 
-def _values(param: Param, scope: Scope) -> dict[str, Any]:
-    name = param.name.evaluate(scope)
-    if not param.children:
-        with located(f'parameter {name}'):
-            return {name: _value(param.value, param.kind, scope)}
-    merged: dict[str, Any] = {}
-    for child in param.children:
-        _merge(merged, _values(child, scope))
-    return {name: merged}
-
-
-def _merge(target: dict[str, Any], more: dict[str, Any]) -> None:
-    for name, value in more.items():
-        if isinstance(value, dict) and isinstance(target.get(name), dict):
-            _merge(target[name], value)
-        else:
-            target[name] = value
+def _values(param: Param, scope: Scope, prefix: str = '') -> dict[str, Any]:
+    """Return name and value; nested parameters get names with dots."""
+    name = prefix + param.name.evaluate(scope)
+    if param.children:
+        return {
+            full: value
+            for child in param.children
+            for full, value in _values(child, scope, f'{name}.').items()
+        }
+    with located(f'parameter {name}'):
+        return {name: _value(param.value, param.kind, scope)}
 
 
 def _value(value: Any, kind: str | None, scope: Scope) -> Any:

@@ -23,9 +23,6 @@ from dipod_ros.ros.launch_runner.plan import plan
 from dipod_ros.ros.launch_runner.text import LaunchError
 
 POLL_S = 0.05
-# How long a node may take to end after each signal before the next, harsher one. A trainer finishes
-# a gradient step and flushes its logs; a server brakes the arm first.
-PATIENCE_S = {signal.SIGINT: 10.0, signal.SIGTERM: 5.0}
 # Exits that are no failure once the end was asked for: also programs that do not catch the signals.
 CLEAN_ENDS = {0, -signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM}
 
@@ -59,7 +56,13 @@ class LaunchRunner:
         Output goes to `log_file` when given, else to stdout, each line behind the node's name. With
         `keep_going` the other nodes outlive a failed one.
         """
-        self.nodes = plan(Path(path), arguments or {})
+        what = plan(Path(path), arguments or {})
+        self.nodes = what.nodes
+        # How long nodes may take to end after a signal before the next, harsher one.
+        self._patience_s = {
+            signal.SIGINT: what.sigterm_timeout_s,
+            signal.SIGTERM: what.sigkill_timeout_s,
+        }
         self.keep_going = keep_going
         self._log_path = log_file
         self._log: TextIO | None = None
@@ -99,10 +102,9 @@ class LaunchRunner:
         if not running:
             self._clean_up()
             return self._code or 0
-        if self._signal in PATIENCE_S:
-            waited = time.monotonic() - self._signal_time
-            if waited > PATIENCE_S[self._signal]:
-                self.escalate()
+        waited = time.monotonic() - self._signal_time
+        if waited > self._patience_s.get(self._signal, float('inf')):
+            self.escalate()
         return None
 
     def wait(self) -> int:

@@ -49,6 +49,11 @@ class Text:
 
     parts: tuple[str | Substitution, ...]
 
+    @property
+    def has_substitutions(self) -> bool:
+        """Whether the text depends on anything."""
+        return any(isinstance(part, Substitution) for part in self.parts)
+
     def evaluate(self, scope: Scope) -> str:
         """Return the text with every substitution done; raises LaunchError."""
         return ''.join(
