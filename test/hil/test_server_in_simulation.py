@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Server and simulator as processes do to an arm exactly what the vectorised env does to it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy')
+pytest.importorskip('mujoco')
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+
+import torch  # noqa: E402
+from checkpoints import TINY  # noqa: E402
+from harness import Robot, Server, make_context  # noqa: E402
+from std_msgs.msg import String  # noqa: E402
+
+from dipod_ros.learning.task_spec import spec_for  # noqa: E402
+from dipod_ros.policy.flow import FlowPolicy  # noqa: E402
+from dipod_ros.policy.spec import SamplerSpec  # noqa: E402
+from dipod_ros.resources import resource  # noqa: E402
+from dipod_ros.ros import qos  # noqa: E402
+from dipod_ros.serving.noise import NoiseSource  # noqa: E402
+from dipod_ros.sim.robot import load_robot  # noqa: E402
+from dipod_ros.sim.vector_env import ChunkVectorEnv  # noqa: E402
+
+pytestmark = [pytest.mark.ros, pytest.mark.timeout(300)]
+TASK, ROBOT, SIM_SEED, NOISE_SEED = 'reach', 'arm7', 5, 3
+
+
+@pytest.fixture(scope='module')
+def policy():
+    """Return a wild policy: it keeps the limit filter busy."""
+    env = ChunkVectorEnv(TASK, 1, ROBOT)
+    torch.manual_seed(0)
+    policy = FlowPolicy(spec_for(env, SamplerSpec('midpoint', 2), TINY))
+    policy.normalizer.action_std.fill_(0.05)
+    return policy.requires_grad_(False)
+
+
+@pytest.fixture
+def stack(tmp_path, tmp_path_factory, policy):
+    """Return a function that starts both nodes and returns a listener."""
+    policy.save(tmp_path / 'wild')
+    context, stop = make_context(), []
+
+    def start(lockstep, interface, sim=()):
+        robot = load_robot(ROBOT)
+        listener = Robot(context, robot.joints)
+        stop.append(listener.close)
+        listener.figures = []
+        listener.create_subscription(
+            String,
+            'mujoco_sim/status',
+            lambda msg: listener._add(listener.figures, json.loads(msg.data)),
+            qos.LATCHED,
+        )
+        server = Server(
+            tmp_path,
+            robot.limits,
+            tmp_path / 'cache',
+            checkpoint='wild',
+            seed=NOISE_SEED,
+            lockstep=lockstep,
+            interface=interface,
+        )
+        stop.append(server.stop)
+        listener.wait_status(state='active')
+        command = [sys.executable, '-m', 'dipod_ros.nodes.mujoco_sim', '--ros-args']
+        command += ['--params-file', str(resource(f'config/robots/{ROBOT}.yaml'))]
+        given = {'task': TASK, 'seed': SIM_SEED, 'lockstep': lockstep, **dict(sim)}
+        for name, value in given.items():
+            command += ['-p', f'{name}:={json.dumps(value)}']
+        log = open(tmp_path / 'sim.log', 'w')  # noqa: SIM115
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ)
+
+        def end_simulator():
+            process.send_signal(signal.SIGINT)
+            process.wait(15)
+            log.close()
+            print((tmp_path / 'sim.log').read_text(), server.log)
+
+        stop.append(end_simulator)
+        return listener
+
+    yield start
+    for end in reversed(stop):
+        end()
+    context.try_shutdown()
+
+
+def test_a_run_over_ros_is_the_run_of_the_env(stack, policy):
+    count = 150
+    listener = stack(lockstep=True, interface='trajectory')
+    listener.wait(lambda: len(listener.records) >= count)
+    env = ChunkVectorEnv(TASK, 1, ROBOT, seed=SIM_SEED)
+    noise = NoiseSource('gaussian', NOISE_SEED)
+    observation, _ = env.reset(seed=SIM_SEED)
+    for number in range(count):
+        record = listener.records[number]
+        assert record.seq == number
+        z = noise.sample(number, policy.spec.noise_size)
+        np.testing.assert_array_equal(record.noise, z)
+        np.testing.assert_allclose(record.observation, observation[0], atol=1e-3)
+        chunk = policy.act(observation, z[None])
+        observation, reward, terminated, _, info = env.step(chunk)
+        np.testing.assert_allclose(record.executed, info['executed'][0], atol=1e-3)
+        assert record.clamp_rad == pytest.approx(info['clamp_rad'][0], abs=1e-3)
+        assert record.reward == pytest.approx(reward[0], abs=1e-3)
+        assert record.terminated == terminated[0] and record.success == info['success'][0]
+        assert not record.interrupted
+    assert {r.episode for r in listener.records[:count]} >= {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ('interface', 'sim'), [('trajectory', ()), ('position', (('lockstep_steps', 1),))]
+)
+def test_the_simulated_controller_finds_no_violation_of_any_limit(stack, interface, sim):
+    """The simulator judges by itself, independently of whoever commands."""
+    listener = stack(True, interface, sim)
+    listener.wait(lambda: len(listener.records) >= 20)
+    seen = len(listener.figures)
+    listener.wait(lambda: len(listener.figures) > seen)
+    figures = listener.figures[-1]
+    assert figures['commands'] >= 20
+    assert figures['limit_violations'] == 0, figures['last_violation']
+    assert figures['rejected_commands'] == 0
+    assert max(r.clamp_rad for r in listener.records) > 0.01  # there was something to filter
