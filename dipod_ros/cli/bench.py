@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`dipod bench`: how fast the parts are on this machine, each beside a baseline of the same run.
+
+The benchmarks themselves are bench_engine.py, bench_sim.py and bench_serve.py: modules with
+`measure(options) -> dict`. What they measure, and every key, is in docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from dipod_ros.cli.output import add_json_argument, write_json
+
+HELP = 'measure latency and throughput beside their baselines'
+
+BENCHES = ('engine', 'sim', 'serve')
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser.add_argument(
+        'what',
+        nargs='?',
+        choices=(*BENCHES, 'all'),
+        help='engine: ONNX Runtime and PyTorch; sim: physics alone and through ROS; serve: from '
+        'observation to command; without this all three, quickly',
+    )
+    parser.add_argument(
+        '--checkpoint',
+        default='pillar_reach_flow',
+        help='the policy of many steps (default %(default)s)',
+    )
+    parser.add_argument(
+        '--student',
+        default='pillar_reach_student',
+        help='the policy of few steps (default %(default)s)',
+    )
+    parser.add_argument(
+        '--sampler',
+        metavar='SOLVER-STEPS',
+        help='run both with this sampler instead of their own, e.g. euler-4',
+    )
+    parser.add_argument(
+        '--quick', action='store_true', help='few repetitions: shows that it works, not how fast'
+    )
+    add_json_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure what was asked for, print one table each, then write everything at once."""
+    # Before torch is imported: more threads on shared cores are slower, and not what is compared.
+    os.environ['OMP_NUM_THREADS'] = '1'
+    from dipod_ros.cli.bench_measure import Options
+    from dipod_ros.cli.bench_report import machine_facts, table
+
+    results: dict[str, Any] = {'machine': machine_facts()}
+    with tempfile.TemporaryDirectory(prefix='dipod_bench_') as folder:
+        options = Options(
+            flow=_checkpoint(args.checkpoint, args.sampler, Path(folder) / 'flow'),
+            student=_checkpoint(args.student, args.sampler, Path(folder) / 'student'),
+            quick=args.quick or args.what is None,
+        )
+        for name in BENCHES if args.what in (None, 'all') else (args.what,):
+            module = importlib.import_module(f'dipod_ros.cli.bench_{name}')
+            results[name] = {'quick': options.quick, **module.measure(options)}
+            print(table(name, results[name]))
+    print('machine: ' + ', '.join(f'{k} {v}' for k, v in results['machine'].items()))
+    if args.json:
+        print(f'results: {write_json(args.json, results)}')
+    return 0
+
+
+def _checkpoint(name: str, sampler: str | None, folder: Path) -> Path:
+    """Return the checkpoint to measure; with another sampler, a copy of it in `folder`."""
+    from dipod_ros.cli.arguments import find_checkpoint, parse_sampler
+    from dipod_ros.policy.checkpoint import read_manifest
+
+    path = find_checkpoint(name).resolve()
+    if sampler is None:
+        return path
+    from dipod_ros.policy.flow import load_policy
+
+    copy = folder / f'{path.name}_{sampler}'
+    kind = read_manifest(path).kind
+    load_policy(path).with_sampler(parse_sampler(sampler)).save(copy, kind=kind)
+    return copy

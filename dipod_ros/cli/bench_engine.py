@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`dipod bench engine`: the sampler on ONNX Runtime beside PyTorch's eager loop. No ROS."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from dipod_ros.cli.bench_measure import (
+    Options,
+    no_garbage_collection,
+    ratio_of_medians,
+    spread,
+    time_calls,
+)
+from dipod_ros.policy.checkpoint import Checkpoint, load
+from dipod_ros.policy.flow import FlowPolicy
+from dipod_ros.policy.spec import SamplerSpec
+from dipod_ros.serving.engines.base import PolicyEngine
+from dipod_ros.serving.engines.select import EngineFactory
+from dipod_ros.sim.vector_env import ChunkVectorEnv
+
+INPUTS = 64
+# Decisions until the inputs are taken: by then worlds differ in more than their goals.
+DECISIONS_BEFORE = 4
+# The name of a network in `<name>_speedup`.
+SHORT_NAMES = {'residual_mlp': 'mlp'}
+US, MS = 1e6, 1e3
+
+
+def measure(options: Options) -> dict[str, Any]:
+    """Return the figures of the flow, and those of the student under `student`."""
+    rounds, calls = options.pick(40, 4), options.pick(50, 10)
+    refits, exports = options.pick(20, 3), options.pick(3, 1)
+    with tqdm(total=2 * (rounds + refits + exports + 1), desc='engine', leave=False) as bar:
+        results = []
+        for path in (options.flow, options.student):
+            with _no_kept_graphs():
+                results.append(_measure(path, rounds, calls, refits, exports, bar))
+    return {**results[0], 'student': results[1]}
+
+
+def _measure(
+    path: Path, rounds: int, calls: int, refits: int, exports: int, bar: tqdm
+) -> dict[str, Any]:
+    checkpoint = load(path)
+    one_step = _with_sampler(checkpoint, SamplerSpec('euler', 1))
+    observations = _observations(checkpoint)
+    contenders = {
+        # Also the first export, which loads the exporter.
+        'onnx': _Contender(checkpoint, 'onnx', observations),
+        'torch': _Contender(checkpoint, 'torch', observations),
+        'one_step': _Contender(one_step, 'onnx', observations),
+    }
+    bar.update()
+    seconds: dict[str, list[np.ndarray]] = {name: [] for name in contenders}
+    with no_garbage_collection():
+        for contender in contenders.values():
+            time_calls(contender, calls)  # warm up
+        for _ in range(rounds):
+            for name, contender in contenders.items():
+                seconds[name].append(time_calls(contender, calls))
+            bar.update()
+    onnx, torch, single = (np.stack(seconds[name]) for name in contenders)
+    evaluations = checkpoint.spec.sampler.evaluations
+    network = str(checkpoint.spec.network['kind'])
+    return {
+        'checkpoint': path.name,
+        'sampler': str(checkpoint.spec.sampler),
+        'k': evaluations,
+        **spread('onnx_us', onnx * US),
+        **spread('torch_us', torch * US),
+        **spread('onnx_one_step_us', single * US),
+        f'{SHORT_NAMES.get(network, network)}_speedup': ratio_of_medians(torch, onnx),
+        'k_over_one_step': ratio_of_medians(onnx, single) / evaluations,
+        'parity': _parity(contenders['onnx'], contenders['torch']),
+        **_refit(contenders['onnx'].engine, checkpoint, refits, exports, bar),
+    }
+
+
+class _Contender:
+    """An engine and the inputs that it is called with; the same for every engine of a policy."""
+
+    def __init__(self, checkpoint: Checkpoint, kind: str, observations: np.ndarray) -> None:
+        self.checkpoint = checkpoint
+        self.engine: PolicyEngine = EngineFactory(kind, threads=1).build(checkpoint)
+        self._observations = observations
+        self._noise = _noise(checkpoint)
+
+    def __call__(self, i: int) -> np.ndarray:
+        """Return the chunk float32 [H, A] for input i."""
+        return self.engine.run(self._observations[i % INPUTS], self._noise[i % INPUTS])
+
+    def normalised(self, i: int) -> np.ndarray:
+        """Return the chunk for input i in standard deviations of the data, float64 [H * A]."""
+        weights = self.checkpoint.weights
+        chunk = self(i).astype(np.float64).ravel()
+        return (chunk - weights['normalizer.action_mean']) / weights['normalizer.action_std']
+
+
+def _parity(one: _Contender, other: _Contender) -> float:
+    """Return the largest absolute difference of normalised actions."""
+    return max(
+        float(np.max(np.abs(one.normalised(i) - other.normalised(i)))) for i in range(INPUTS)
+    )
+
+
+def _refit(
+    engine: PolicyEngine, checkpoint: Checkpoint, refits: int, exports: int, bar: tqdm
+) -> dict[str, float]:
+    """Time new weights in the existing graph beside a new export, up to an engine that can run."""
+
+    def refit(_: int) -> None:
+        engine.refit(checkpoint.weights)
+        bar.update()
+
+    def export(_: int) -> None:
+        with _no_kept_graphs():
+            EngineFactory('onnx', threads=1).build(checkpoint)
+        bar.update()
+
+    refit_s, export_s = time_calls(refit, refits), time_calls(export, exports)
+    return {
+        **spread('refit_ms', refit_s * MS),
+        **spread('reexport_ms', export_s * MS),
+        'refit_over_reexport': float(np.median(refit_s) / np.median(export_s)),
+    }
+
+
+def _observations(checkpoint: Checkpoint) -> np.ndarray:
+    """Return observations float32 [INPUTS, O] that the policy itself came to see in its task."""
+    spec = checkpoint.spec
+    policy = FlowPolicy.from_checkpoint(checkpoint)
+    env = ChunkVectorEnv(spec.task, INPUTS, spec.robot, seed=0)
+    observations, _ = env.reset()
+    for _ in range(DECISIONS_BEFORE):
+        observations, *_ = env.step(policy.act(observations, _noise(checkpoint)))
+    return observations
+
+
+def _noise(checkpoint: Checkpoint) -> np.ndarray:
+    shape = (INPUTS, checkpoint.spec.noise_size)
+    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+
+
+def _with_sampler(checkpoint: Checkpoint, sampler: SamplerSpec) -> Checkpoint:
+    policy = FlowPolicy.from_checkpoint(checkpoint).with_sampler(sampler)
+    manifest = replace(checkpoint.manifest, spec=policy.spec, golden=policy.golden())
+    return replace(checkpoint, manifest=manifest)
+
+
+@contextlib.contextmanager
+def _no_kept_graphs() -> Iterator[None]:
+    """Let engines find no graph of an earlier export, and leave the user's as they are."""
+    before = os.environ.get('XDG_CACHE_HOME')
+    with tempfile.TemporaryDirectory(prefix='dipod_bench_') as folder:
+        os.environ['XDG_CACHE_HOME'] = folder
+        try:
+            yield
+        finally:
+            del os.environ['XDG_CACHE_HOME']
+            if before is not None:
+                os.environ['XDG_CACHE_HOME'] = before
