@@ -7,13 +7,13 @@ in between. Whatever `step` does, however late it is, `control` finds a plan tha
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 
 from dipod_ros.serving.decisions import Outcome
 from dipod_ros.serving.loop import Command, Loop
 from dipod_ros.serving.observation import SAME_STAMP_NS, StreamProblem
 from dipod_ros.serving.safety import ESTOP, STALE, UNDERRUN, WATCHDOG, Watchdog
-from dipod_ros.serving.stamp_clock import NS_PER_S, StampClock
+from dipod_ros.serving.stamp_clock import JUMP_NS, NS_PER_S, StampClock
 
 # Which latency the next decision allows for: nearly the worst of the last few hundred.
 LATENCY_PERCENTILE = 99.0
@@ -35,6 +35,8 @@ class RealTimeLoop(Loop):
         super().__init__(*args, **kwargs)
         self.watchdog = Watchdog(self.config.watchdog_s, self.clock)
         self.stamps = StampClock()
+        # The clock that controllers go by, where the caller has one; see `_read_clocks`.
+        self.ros_time_ns: Callable[[], int] | None = None
         self.late_periods = 0  # control periods that were noticed too late
         self._trajectory = self.config.interface == 'trajectory'
         self._period_ns = round(self.safety.dt * NS_PER_S)
@@ -116,9 +118,8 @@ class RealTimeLoop(Loop):
         plan changed; None when there is nothing.
         """
         with self.wake:
-            sample = self._joint_sample()
-            if sample is not None:
-                self.stamps.observe(sample.stamp_ns, sample.received_s)
+            if self._joint_sample() is not None:
+                self._read_clocks()
             elif self._grid_ns is None:
                 self._check_streams(self.tick)
                 return None
@@ -200,6 +201,21 @@ class RealTimeLoop(Loop):
             self._sent = plan
             command = Command(sample.stamp_ns, plan, self.tick, self._setpoint(), True)
             return command, sample.received_s
+
+    def _read_clocks(self) -> None:
+        """Learn the robot's time from whichever of its messages came through fastest."""
+        joints = self._joint_sample()
+        streams = self.agent.policy.layout.stamped
+        samples = [joints, *(self.buffer.sample(s.source, s.topic) for s in streams)]
+        times = [(s.stamp_ns, s.received_s) for s in samples if s is not None and s.stamp_ns]
+        if times and self.ros_time_ns is not None:
+            # Joint states that are all late look like a clock that is behind. Where ROS time is the
+            # robot's time (one machine, or synchronised ones) it knows better; elsewhere it is far
+            # off and says nothing.
+            ros = (self.ros_time_ns(), self.clock())
+            if abs(_ahead_ns(ros) - max(map(_ahead_ns, times))) < JUMP_NS:
+                times.append(ros)
+        self.stamps.observe(*max(times, key=_ahead_ns, default=(0, joints.received_s)))
 
     def _advance(self) -> None:
         """Bring the tick up to the present."""
@@ -289,3 +305,8 @@ class RealTimeLoop(Loop):
     @property
     def _horizon(self) -> int:
         return self.agent.policy.manifest.spec.horizon
+
+
+def _ahead_ns(time: tuple[int, float]) -> float:
+    """Return how far a clock is ahead of the steady one, from (its time in ns, steady s)."""
+    return time[0] - time[1] * NS_PER_S
