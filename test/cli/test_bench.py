@@ -33,14 +33,14 @@ def keys(name):
 class Bench:
     """A run of the command in a process of its own, whose descendants can be told apart."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, **environment):
         self.mark = uuid.uuid4().hex
         self.process = subprocess.Popen(
             [sys.executable, '-m', 'dipod_ros.cli', 'bench', *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {MARK: self.mark},
+            env=os.environ | {MARK: self.mark} | environment,
         )
 
     def finish(self):
@@ -123,8 +123,8 @@ def test_serve(tmp_path):
 @pytest.mark.ros
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_no_process_outlives_a_bench_that_is_stopped(number):
-    bench = Bench('serve')
+def test_no_process_outlives_a_bench_that_is_stopped(tmp_path, number):
+    bench = Bench('serve', TMPDIR=str(tmp_path))  # a killed process cannot tidy up
     nodes = ('policy_server', 'bench_pong')
     wait(lambda: all(any(n in line for line in bench.family()) for n in nodes), 'nodes', bench)
     bench.process.send_signal(number)
