@@ -45,7 +45,9 @@ clean: ## remove .venv, caches and build folders; runs/ stays
 
 $(STAMP): requirements-ci.txt setup.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("the pinned wheels need Python 3.11 or later, this is %d.%d: make PYTHON=python3.12, or pip install . by hand" % v)'
+	@if [ -e $(VENV)/.installing ]; then rm -rf $(VENV); fi  # an interrupted one may be half there
 	$(PYTHON) -m venv $(VENV)
+	@touch $(VENV)/.installing
 	$(BIN)/python -m pip install --quiet --requirement requirements-ci.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
-	@touch $@
+	@mv $(VENV)/.installing $@
