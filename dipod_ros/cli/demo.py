@@ -73,13 +73,12 @@ def run(args: argparse.Namespace) -> int:
     paths = session.results()
     after = _evaluate('after', paths['after'], args)
     student = _evaluate('student', paths['student'], args) if 'student' in paths else None
-    summary = session.summary() | {
-        'success_before': before.to_dict(),
-        'success_after': after.to_dict(),
-        'success_student': None if student is None else student.to_dict(),
-    }
-    write_json(run_dir / 'summary.json', summary)
     rates = {'before': before, 'after': after} | ({'student': student} if student else {})
+    summary = session.summary() | {'evaluation_episodes': before.episodes}
+    for name, rate in rates.items():
+        summary[f'success_{name}'] = rate.success
+        summary[f'success_{name}_95'] = [rate.low, rate.high]
+    write_json(run_dir / 'summary.json', summary)
     _draw(run_dir, rates, args.task)
     if not args.headless:
         _film(run_dir, initial, paths, args)

@@ -30,7 +30,7 @@ class DistillConfig:
     steps: int = 1  # of the student's sampler
     train_steps: int = 1200
     # Pairs (noise, action) that the teacher makes beforehand: sampling it afresh in every step
-    # would be three quarters of the work, and its students were no better (docs/results).
+    # would be three quarters of the work, for students that are no better.
     pairs: int = 32_768
     batch: int = 512
     learning_rate: float = 3e-4  # cosine to 0
