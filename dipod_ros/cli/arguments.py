@@ -26,8 +26,8 @@ def find_checkpoint(name_or_path: str) -> Path:
     Nodes are stricter: they take checkpoints from their model folders only.
     """
     given = Path(name_or_path).expanduser()
-    if (given / ckpt.MANIFEST_FILE).is_file():
-        return given
+    if given.is_dir():
+        return ckpt.read_manifest(given).path
     return ckpt.resolve(name_or_path, [share_dir() / 'models'])
 
 

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands that make, improve, measure and show policies, run small, as a user would."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dipod_ros.cli.main import main
+from dipod_ros.learning.dataset import Demonstrations
+from dipod_ros.policy import checkpoint as ckpt
+
+
+def run(*words):
+    return main([str(w) for w in words])
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    """A folder with demonstrations, a flow and a student of `reach`, all tiny."""
+    folder = tmp_path_factory.mktemp('made')
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        assert run('demos', 'reach', '--episodes', 6, '--json', 'demos.json') == 0
+        data = 'runs/demos/reach.safetensors'
+        small = ('--width', 16, '--depth', 2, '--steps', 30, '--batch', 16)
+        assert run('pretrain', data, '--out', 'flow', *small, '--json', 'pretrain.json') == 0
+        assert run('distill', 'flow', '--out', 'student', '--steps', 5, '--episodes', 4) == 0
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def at(made, monkeypatch):
+    monkeypatch.chdir(made)
+    return made
+
+
+def test_demonstrations_are_what_the_summary_says(at):
+    demos = Demonstrations.load('runs/demos/reach.safetensors')
+    told = json.loads(Path('demos.json').read_text())
+    assert told['episodes'] == len(demos.success) == 6
+    assert told['success'] == demos.success.mean()
+    assert demos.spec.task == 'reach' and demos.actions.shape[1:] == (5, 7)
+    assert run('demos', 'reach', '--episodes', 6, '--out', 'again.safetensors') == 0
+    again = Demonstrations.load('again.safetensors')
+    np.testing.assert_array_equal(demos.actions, again.actions)
+
+
+def test_a_clone_knows_where_it_comes_from(at):
+    manifest = ckpt.load('flow').manifest
+    assert manifest.kind == 'flow' and manifest.golden is not None
+    assert manifest.lineage['episodes'] == 6
+    assert json.loads(Path('pretrain.json').read_text())['sha256'] == manifest.sha256
+    student = ckpt.load('student').manifest
+    assert student.kind == 'student' and student.spec.sampler.evaluations == 1
+    assert student.lineage['teacher'] == manifest.sha256
+
+
+def test_eval_gives_numbers_intervals_and_a_picture(at, capsys):
+    words = ('--episodes', 8, '--samplers', 'euler-1,midpoint-2')
+    assert run('eval', 'flow', *words, '--plot', 'e.png', '--json', 'e.json') == 0
+    results = json.loads(Path('e.json').read_text())['results']
+    assert len(results) == 2
+    for rate in results.values():
+        assert rate['episodes'] == 8 and rate['low'] <= rate['success'] <= rate['high']
+    assert Path('e.png').read_bytes().startswith(b'\x89PNG')
+    assert 'euler-1 (1 evaluations)' in capsys.readouterr().out
+
+
+def test_eval_films_where_there_is_gl_and_says_so_where_not(at, capsys):
+    code = run('eval', 'flow', '--episodes', 2, '--video', 'film.mp4', '--video-episodes', 2)
+    if code == 0:
+        assert Path('film.mp4').stat().st_size > 1000
+    else:
+        assert 'OpenGL' in capsys.readouterr().err and not Path('film.mp4').exists()
+
+
+def test_finetune_learns_keeps_its_run_and_goes_on_with_it(at):
+    words = ('--episodes', 4, '--epochs', 1, '--gap-every', 0, '--eval-episodes', 4)
+    where = ('flow', '--run-dir', 'ft')
+    assert run('finetune', *where, '--control-steps', 400, *words, '--student', 'off') == 0
+    assert ckpt.load('ft/checkpoints/v000001').manifest.lineage['method'] == 'dipod'
+    assert run('finetune', *where, '--control-steps', 1200, *words, '--json', 'ft.json') == 0
+    told = json.loads(Path('ft.json').read_text())
+    assert set(told['results']) == {'before', 'after', 'student'}
+    steps = [row['control_steps'] for row in told['curve']]
+    assert steps == sorted(steps) and steps[-1] >= 1200
+    assert [row['updates'] for row in told['curve']] == list(range(1, len(steps) + 1))
+
+
+def test_inspect_shows_joints_limits_and_lineage(at, capsys):
+    assert run('inspect', 'student', '--json', 'i.json') == 0
+    text = capsys.readouterr().out
+    for part in ('student', 'verified', 'joint7', 'euler-1', 'teacher', 'goal'):
+        assert part in text
+    assert json.loads(Path('i.json').read_text())['spec']['horizon'] == 5
+
+
+@pytest.mark.parametrize(
+    ('words', 'reason'),
+    [
+        (('demos', 'juggle'), "unknown task 'juggle'"),
+        (('demos', 'reach', '--episodes', 0), '--episodes must be at least 1'),
+        (('demos', 'reach', '--episodes', 1, '--out', '/proc/d.safetensors'), 'cannot write'),
+        (('pretrain', 'nothing.safetensors', '--out', 'x'), 'make them with `dipod demos`'),
+        (('pretrain', 'demos.json', '--out', 'x'), 'demonstrations'),
+        (('pretrain', 'runs/demos/reach.safetensors', '--out', 'flow'), 'exists already'),
+        (
+            ('pretrain', 'runs/demos/reach.safetensors', '--out', 'x', '--sampler', 'rk4-3'),
+            "solver 'rk4'",
+        ),
+        (('distill', 'nobody', '--out', 'x'), "no checkpoint 'nobody'"),
+        (('distill', 'flow', '--out', 'student'), 'exists already'),
+        (('distill', 'flow', '--out', 'x', '--sampler', 'sde-2'), 'deterministic sampler'),
+        (('eval', 'flow', '--samplers', 'euler'), 'SOLVER-STEPS'),
+        (('eval', 'flow', '--episodes', 0), '--episodes must be at least 1'),
+        (('eval', 'flow', '--task', 'rail_push'), 'do not fit task rail_push'),
+        (('finetune', 'student', '--run-dir', 'x'), 'give its teacher'),
+        (('finetune', 'flow', '--run-dir', '/proc/x'), 'cannot write run_dir'),
+        (('inspect', 'runs'), 'it has no manifest.yaml'),
+        (('models', 'juggle'), "no recipe for ['juggle']"),
+        (('demo', '--task', 'juggle'), "no checkpoint 'juggle_flow'"),
+        (('demo', '--minutes', 0), '--minutes must be above 0'),
+    ],
+)
+def test_mistakes_are_one_line_that_says_what_to_change(at, capsys, words, reason):
+    assert run(*words) == 2
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith('dipod:')]
+    assert len(lines) == 1 and reason in lines[0]
+    assert 'Traceback' not in error and not Path('x').exists()
+
+
+def test_a_corrupt_checkpoint_is_named_not_used(at, capsys, tmp_path):
+    broken = tmp_path / 'broken'
+    broken.mkdir()
+    for name in (ckpt.MANIFEST_FILE, ckpt.WEIGHTS_FILE):
+        (broken / name).write_bytes((at / 'flow' / name).read_bytes())
+    weights = bytearray((broken / ckpt.WEIGHTS_FILE).read_bytes())
+    weights[-1] ^= 1
+    (broken / ckpt.WEIGHTS_FILE).write_bytes(weights)
+    for command in (('inspect', broken), ('eval', broken), ('distill', broken, '--out', 'x')):
+        assert run(*command) == 2
+        assert 'is corrupt' in capsys.readouterr().err

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The main job, end to end and small: simulator, server and trainer as processes, over ROS."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dipod_ros.policy import checkpoint as ckpt
+from dipod_ros.resources import share_dir
+
+pytestmark = [pytest.mark.ros, pytest.mark.timeout(300)]
+
+
+def test_the_demo_learns_swaps_distils_and_leaves_its_results(tmp_path):
+    words = ('--minutes', '0.4', '--headless', '--eval-episodes', '8', '--run-dir', 'here')
+    done = subprocess.run(
+        [sys.executable, '-m', 'dipod_ros.cli', 'demo', *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {'PYTHONPATH': str(share_dir())},
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    run_dir = tmp_path / 'here'
+    assert (tmp_path / 'runs/latest').resolve() == run_dir
+    summary = json.loads((run_dir / 'summary.json').read_text())
+    assert summary['updates'] >= 1 and summary['swaps'] >= 1
+    assert summary['limit_violations'] == 0 and summary['interrupted_decisions'] == 0
+    assert summary['ticks_per_s'] > 0 and 0 < summary['decision_ms_p50'] < 1000
+    for name in ('before', 'after', 'student'):
+        low, high = summary[f'success_{name}_95']
+        assert 0 <= low <= summary[f'success_{name}'] <= high <= 1
+    assert summary['student_live']['episodes'] >= 64
+    assert (run_dir / 'learning_curve.png').stat().st_size > 1000
+    students = list((run_dir / 'training/students').iterdir())
+    assert ckpt.load(students[0]).manifest.kind == 'student'
+    assert 'active: acting in lockstep' in (run_dir / 'nodes.log').read_text()
