@@ -249,7 +249,7 @@ def test_killed_at_any_time_it_resumes_from_whole_files(start, actor, folder):
     actor.checkpoints.clear()
     actor.statuses.clear()
     start()
-    actor.wait(lambda: actor.checkpoints)
+    actor.wait(lambda: actor.checkpoints and actor.statuses)
     assert actor.statuses[0]['resumed']
     resumed = actor.checkpoints[0]['version']
     assert resumed >= 1
