@@ -112,12 +112,13 @@ class LockstepLoop(Loop):
                 if not policy.layout.complete_at(self.buffer, sample.stamp_ns):
                     # The policy that just took over needs a stream that is on its way.
                     return None
-                vector = policy.layout.assemble(self.buffer, self.timeline.command(self.tick))
+                base = self.timeline.command(self.tick)
+                vector = policy.layout.assemble(self.buffer, base)
         if due:
             sampled = self._run(vector)
         with self.wake:
             if due:
-                plan = self._schedule(sampled, self.tick)
+                plan = self._schedule(sampled, base, self.tick)
                 self._begin_decision(sampled, plan, sample.stamp_ns)
             elif stopped:
                 self._hold()

@@ -148,8 +148,11 @@ class Loop:
         self.engine_latency.add(self.clock() - start)
         return sampled
 
-    def _schedule(self, sampled: Sampled, observed_tick: int) -> Plan | None:
-        """Make the plan for a sampled chunk; None when all of it comes too late."""
+    def _schedule(self, sampled: Sampled, base: np.ndarray, observed_tick: int) -> Plan | None:
+        """Make the plan for a chunk of increments from control point `base` [A] at a tick.
+
+        None when all of it comes too late.
+        """
         if sampled.fault:
             self.safety.count(FAULT)
             self.notices.set('engine', f'engine failed: {sampled.fault}; braking')
@@ -159,7 +162,7 @@ class Loop:
         else:
             self.notices.clear('engine', 'the engine works again')
         chunk = sampled.policy.layout.to_robot(sampled.chunk)
-        return self.timeline.schedule(chunk, observed_tick, self.tick)
+        return self.timeline.schedule(chunk, base, observed_tick, self.tick)
 
     def _begin_decision(self, sampled: Sampled, plan: Plan, stamp_ns: int) -> None:
         chunk = np.where(np.isfinite(sampled.chunk), sampled.chunk, np.float32(0))

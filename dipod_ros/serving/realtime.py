@@ -3,10 +3,15 @@
 
 Two callers: `control` once per control period commits the next control point, `step` samples chunks
 in between. Whatever `step` does, however late it is, `control` finds a plan that ends at rest.
+
+Ticks are on the robot's clock, anchored at one of its stamps: an observation stamped at tick s
+shows the policy what it saw in training, the arm at s with the command of s. A chunk is for s + 1
+on, and what has gone by of it when it is there is left out.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Set
 
 from dipod_ros.serving.decisions import Outcome
@@ -17,11 +22,18 @@ from dipod_ros.serving.stamp_clock import JUMP_NS, NS_PER_S, StampClock
 
 # Which latency the next decision allows for: nearly the worst of the last few hundred.
 LATENCY_PERCENTILE = 99.0
-# A decision begins when a period does; one that takes up to this part of it costs no period.
-FREE_PART_OF_PERIOD = 0.75
-# A trajectory takes time to reach the controller: points closer than this part of a period count
-# as under way already and are not changed any more.
-LEAD_PART_OF_PERIOD = 0.5
+# When the point of tick k + 1 is committed, in parts of a period before tick k. A trajectory takes
+# time to reach the controller, which must not have begun the segment that a new one changes; a
+# position is sent when it is due, and waits a little for a decision on the observation of tick k.
+LEAD = {'trajectory': 0.5, 'position': -0.25}
+# How many ticks the newest observation is behind what is committed then, at best.
+LAG = {'trajectory': 1, 'position': 0}
+# Joint states that always come late are waited for as long as they took over so many periods.
+LAG_WINDOW = 8
+# Which part of a period a decision may take, from that observation on, before the next commit.
+FREE = {'trajectory': 0.4, 'position': 0.2}
+# A sample this much (parts of a period) older than a tick still shows the arm at that tick.
+FRESH = 0.1
 # Publishers need a moment to be found: a stream that is missing is no news before that.
 GRACE_S = 2.0
 STOPPING = 'stopping'
@@ -38,16 +50,21 @@ class RealTimeLoop(Loop):
         # The clock that controllers go by, where the caller has one; see `_read_clocks`.
         self.ros_time_ns: Callable[[], int] | None = None
         self.late_periods = 0  # control periods that were noticed too late
-        self._trajectory = self.config.interface == 'trajectory'
+        self.on_robot_time = False  # whether ticks are on the robot's clock
+        interface = self.config.interface
+        self._trajectory = interface == 'trajectory'
         self._period_ns = round(self.safety.dt * NS_PER_S)
-        self._lead_ns = round(LEAD_PART_OF_PERIOD * self._period_ns) if self._trajectory else 0
-        self._grid_ns: int | None = None  # time of tick 0
+        self._lead_ns = round(LEAD[interface] * self._period_ns)
+        self._lag, self._free = LAG[interface], FREE[interface]
+        self._lags: deque[int] = deque(maxlen=LAG_WINDOW)  # what was reached in the last periods
+        self._grid_ns: int | None = None  # time of tick 0; None until the robot's clock is known
+        self._due_tick: int | None = None  # the first tick at which the next decision was due
         self._jumps = 0  # of the robot's clock, those dealt with
         self._begun_s = self.clock()
         self._silent: Set[str] = set()  # streams that a notice is about
         self._held = ''  # why nothing may move, '' when it may
         self._sent: object = None  # the plan that was sent last
-        self._tried_tick = -1  # tick of the newest observation that a decision was tried on
+        self._tried_tick = -1  # the last tick at which a decision was tried
         self._generation = 0  # changes when whatever is being sampled is void
         self._reset_ns: int | None = None  # joint samples before this are from another world
         self._stopping = False
@@ -91,25 +108,22 @@ class RealTimeLoop(Loop):
         return (self._grid_ns or 0) + tick * self._period_ns
 
     def now_ns(self) -> int:
-        """Return the present on the robot's clock for trajectories, else on the steady clock.
+        """Return the present on the clock of the ticks.
 
-        A trajectory is executed on the robot's clock; a robot that stamps nothing has none.
+        That is the robot's, which keeps going by ours when its messages stop; ours alone for a
+        robot that stamps nothing.
         """
         now_s = self.clock()
-        robot = self.stamps.stamp_ns(now_s) if self._trajectory else None
+        robot = self.stamps.stamp_ns(now_s) if self.on_robot_time else None
         return round(now_s * NS_PER_S) if robot is None else robot
-
-    @property
-    def on_robot_time(self) -> bool:
-        """Whether `tick_ns` is on the robot's clock."""
-        return self._trajectory and self.stamps.known
 
     def next_control_s(self) -> float:
         """Return when `control` is due next, on the steady clock."""
         now = self.clock()
         if self._grid_ns is None:
             return now + self.safety.dt
-        return now + (self.tick_ns(self.tick) - self._lead_ns - self.now_ns()) / NS_PER_S
+        wait_ns = self.tick_ns(self.tick) - self._lead_ns - self.now_ns()
+        return now + wait_ns / NS_PER_S / (self.stamps.rate if self.on_robot_time else 1.0)
 
     def control(self) -> Command | None:
         """Commit the control point that is due; before its time, just look for reasons to stop.
@@ -118,13 +132,16 @@ class RealTimeLoop(Loop):
         plan changed; None when there is nothing.
         """
         with self.wake:
+            before = self.tick
             if self._joint_sample() is not None:
                 self._read_clocks()
-            elif self._grid_ns is None:
-                self._check_streams(self.tick)
+            if self._grid_ns is None and not self._begin_grid():
+                self._check_streams(before)
                 return None
-            before = self.tick
+            reached = before - self._seen_tick()
             self._advance()
+            if self.tick > before:
+                self._lags.append(reached)
             self._check_streams(before)
             self._check_decisions(before)
             self.notify()
@@ -146,18 +163,22 @@ class RealTimeLoop(Loop):
             return False
         if self.safety.estop.latched or self._problems():
             return False
-        if self._trajectory and not self.stamps.settled:
-            return False
-        if self.timeline.index(self.tick) is None:
-            return True
-        replan = self.config.replan_steps or self._horizon
-        # Early enough that the new chunk is there when `replan` steps of this one are behind.
-        return self.timeline.consumed(self.tick) + self.latency_ticks() >= replan
+        if self.timeline.index(self.tick) is not None:
+            replan = self.config.replan_steps or self._horizon
+            # Early enough that the new chunk is there when `replan` steps of this one are behind.
+            if self.timeline.consumed(self.tick) + self.latency_ticks() < replan:
+                return False
+        if self._due_tick is None:
+            self._due_tick = self.tick
+        # The observation of this very tick is about to come; but one tick is all it is waited for.
+        lag = max(self._lag, min(self._lags, default=0))
+        late_ns = self.tick_ns(self.tick - lag) - self._seen_ns()
+        return late_ns <= FRESH * self._period_ns or self.tick > self._due_tick
 
     def latency_ticks(self) -> int:
         """Return how many control periods pass while a decision is made."""
         latency_s = self.engine_latency.percentile(LATENCY_PERCENTILE)
-        ticks = int(latency_s / self.safety.dt + 1.0 - FREE_PART_OF_PERIOD)
+        ticks = int(latency_s / self.safety.dt + 1.0 - self._free)
         return min(ticks, self._horizon - 1)
 
     def step(self) -> tuple[Command, float] | None:
@@ -168,7 +189,7 @@ class RealTimeLoop(Loop):
         with self.wake:
             if not self.ready():
                 return None
-            self._tried_tick = observed_tick = self.tick
+            self._tried_tick, self._due_tick = self.tick, None
             policy = self.agent.begin()
             if policy.layout.problems(self.buffer):
                 return None  # a policy that just took over needs a stream that is on its way
@@ -177,8 +198,9 @@ class RealTimeLoop(Loop):
                 self.timeline.reset(sample.values, self.tick)
             elif self._held:
                 self._resync_if_apart(sample.values)
-            generation = self._generation
-            vector = policy.layout.assemble(self.buffer, self.timeline.command(self.tick))
+            generation, observed_tick = self._generation, self._seen_tick()
+            base = self.timeline.command(observed_tick)
+            vector = policy.layout.assemble(self.buffer, base)
             self.watchdog.begin()
         sampled = self._run(vector)
         with self.wake:
@@ -195,7 +217,7 @@ class RealTimeLoop(Loop):
                 return None
             self.notices.clear('late', 'decisions are in time again')
             self._end_decision(sample.stamp_ns)
-            plan = self._schedule(sampled, observed_tick)
+            plan = self._schedule(sampled, base, observed_tick)
             self._begin_decision(sampled, plan, sample.stamp_ns)
             self._held = ''
             self._sent = plan
@@ -217,18 +239,33 @@ class RealTimeLoop(Loop):
                 times.append(ros)
         self.stamps.observe(*max(times, key=_ahead_ns, default=(0, joints.received_s)))
 
+    def _begin_grid(self) -> bool:
+        """Anchor the ticks at a joint sample, once enough was heard to know its clock."""
+        if self._joint_sample() is None or not self.stamps.settled:
+            return False
+        self.on_robot_time = self.stamps.known
+        self._grid_ns = self._seen_ns() - self.tick * self._period_ns
+        return True
+
+    def _seen_ns(self) -> int:
+        """Return when the arm was as the newest joint sample has it, on the clock of the ticks."""
+        sample = self._joint_sample()
+        return sample.stamp_ns if self.on_robot_time else round(sample.received_s * NS_PER_S)
+
+    def _seen_tick(self) -> int:
+        """Return the tick nearest to the newest joint sample; never one that is not committed."""
+        since = self._seen_ns() - self._grid_ns
+        return min((2 * since + self._period_ns) // (2 * self._period_ns), self.tick)
+
     def _advance(self) -> None:
         """Bring the tick up to the present."""
-        now = self.now_ns()
-        if self._grid_ns is None:
-            self._grid_ns = now - self.tick * self._period_ns
-        if self.stamps.jumps != self._jumps and self._trajectory:
+        if self.stamps.jumps != self._jumps and self.on_robot_time:
             self._jumps = self.stamps.jumps
             self.notices.event("the robot's clock was set: starting again from where the arm is")
             self._end_decision(self._newest_stamp_ns(), interrupted=True)
             self._begin_anew()
-            self._grid_ns = now - self.tick * self._period_ns
-        behind = (now + self._lead_ns - self._grid_ns) // self._period_ns + 1 - self.tick
+            self._grid_ns = self._seen_ns() - self.tick * self._period_ns
+        behind = (self.now_ns() + self._lead_ns - self._grid_ns) // self._period_ns + 1 - self.tick
         if behind <= 0:
             return
         self.late_periods += behind - 1
@@ -265,11 +302,9 @@ class RealTimeLoop(Loop):
             return
         if self.timeline.plan is not None:
             if not self._held:
-                # The point of a period that begins now: still to be chosen where points are sent
-                # one by one, under way already where the controller has a trajectory.
-                begin = self.tick if self._trajectory else before
-                self._end_decision(self._newest_stamp_ns(), interrupted=True, tick=begin)
-                self.timeline.brake(begin)
+                # The point of a period that begins now is still to be chosen.
+                self._end_decision(self._newest_stamp_ns(), interrupted=True, tick=before)
+                self.timeline.brake(before)
             if reason != STOPPING:
                 self.safety.count(reason)
         self._generation += 1

@@ -40,6 +40,11 @@ class StampClock:
         return self._best is not None
 
     @property
+    def rate(self) -> float:
+        """Sender's seconds per steady second; 1 but for simulations."""
+        return self._rate
+
+    @property
     def settled(self) -> bool:
         """Whether enough was heard to rely on `known` and on `stamp_ns`."""
         return (

@@ -15,9 +15,9 @@ import numpy as np
 from dipod_ros.policy.limits import spline_knots
 from dipod_ros.serving.safety import Motion, SafetyFilter
 
-# Control points kept from before a plan: a controller that lags still finds the knots of the
-# segment it is on.
-TRAIL = 4
+# Control points kept from before a plan: an observation that is late finds the command of its time,
+# a controller that lags the knots of the segment it is on.
+TRAIL = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,16 +93,18 @@ class ChunkTimeline:
         """Return the control point [A] at a tick."""
         return self._present.point(tick)
 
-    def schedule(self, chunk: np.ndarray, observed_tick: int, tick: int) -> Plan | None:
-        """Continue from `tick` towards a chunk [H, A] of increments, observed at `observed_tick`.
+    def schedule(
+        self, chunk: np.ndarray, base: np.ndarray, observed_tick: int, tick: int
+    ) -> Plan | None:
+        """Continue from `tick` towards a chunk [H, A] of increments from `base` [A].
 
-        Targets whose time has passed are left out. Returns the new plan, or None (and keeps the
-        present one, which ends at rest) when all of them have.
+        `base` is the command that the policy saw, that of `observed_tick`. Targets whose time has
+        passed are left out. Returns the new plan, or None (and keeps the present one, which ends at
+        rest) when all of them have.
         """
         late = tick - observed_tick
         if late >= len(chunk):
             return None
-        base = self._present.point(observed_tick)
         targets = base + np.cumsum(chunk, axis=0, dtype=np.float64)
         motion = self._safety.follow(*self._state(tick), targets[late:])
         self._continue(tick, motion, observed_tick if motion.horizon else None)

@@ -40,7 +40,7 @@ class Clock:
 
 
 class ScriptedEngine:
-    """An engine whose chunks a test chooses; remembers what it was asked."""
+    """An engine that gives a chunk, calls a function or raises, as a test chooses; it remembers."""
 
     def __init__(self, chunk):
         self.chunk = chunk
@@ -53,6 +53,8 @@ class ScriptedEngine:
         self.during()
         if isinstance(self.chunk, Exception):
             raise self.chunk
+        if callable(self.chunk):
+            return self.chunk(observation, noise)
         return np.asarray(self.chunk, dtype=np.float32)
 
     def refit(self, weights):

@@ -23,13 +23,24 @@ def timeline():
     return line
 
 
+def schedule(line, chunk, observed, tick):
+    """Schedule a chunk from the command of the tick that was observed."""
+    return line.schedule(chunk, line.command(observed), observed, tick)
+
+
 def test_before_the_first_reset_nothing_can_be_planned():
     with pytest.raises(RuntimeError, match='reset'):
         ChunkTimeline(SafetyFilter(LIMITS, DT)).command(0)
 
 
+def test_the_past_of_a_plan_is_remembered_for_late_observations(timeline):
+    old = schedule(timeline, SLOW, 0, 0)
+    new = schedule(timeline, SLOW, 4, 4)
+    assert [tuple(new.point(t)) for t in range(5)] == [tuple(old.point(t)) for t in range(5)]
+
+
 def test_increments_are_summed_from_the_command(timeline):
-    plan = timeline.schedule(SLOW, observed_tick=0, tick=0)
+    plan = schedule(timeline, SLOW, 0, 0)
     expected = START + np.cumsum(SLOW, axis=0)
     np.testing.assert_allclose([plan.point(k) for k in range(1, 7)], expected)
     assert plan.chunk_end == 6
@@ -42,17 +53,17 @@ def test_a_start_outside_the_limits_is_clipped(timeline):
 
 def test_the_step_that_is_due_follows_the_ticks_and_ends_with_the_chunk(timeline):
     assert timeline.index(0) is None
-    timeline.schedule(SLOW, 0, 0)
+    schedule(timeline, SLOW, 0, 0)
     assert [timeline.index(t) for t in range(8)] == [0, 1, 2, 3, 4, 5, None, None]
     assert [timeline.remaining(t) for t in (0, 4, 6, 9)] == [6, 2, 0, 0]
     assert timeline.consumed(4) == 4
 
 
 def test_targets_whose_time_has_passed_are_left_out(timeline):
-    timeline.schedule(SLOW, 0, 0)
+    schedule(timeline, SLOW, 0, 0)
     chunk = SLOW * 0.5
     # Observed at tick 2, there at tick 4: steps 0 and 1 are history, whatever anybody estimated.
-    plan = timeline.schedule(chunk, observed_tick=2, tick=4)
+    plan = schedule(timeline, chunk, 2, 4)
     base = START + 2 * SLOW[0]
     np.testing.assert_allclose(plan.point(5), base + 3 * chunk[0], atol=1e-12)
     assert timeline.index(4) == 2
@@ -60,14 +71,14 @@ def test_targets_whose_time_has_passed_are_left_out(timeline):
 
 
 def test_a_chunk_that_is_all_history_is_refused_and_the_plan_stays(timeline):
-    before = timeline.schedule(SLOW, 0, 0)
-    assert timeline.schedule(SLOW, observed_tick=0, tick=6) is None
+    before = schedule(timeline, SLOW, 0, 0)
+    assert schedule(timeline, SLOW, 0, 6) is None
     assert timeline.plan is before
 
 
 def test_without_a_successor_the_plan_brakes_and_holds(timeline):
     fast = np.full((6, 3), 0.05)
-    plan = timeline.schedule(fast, 0, 0)
+    plan = schedule(timeline, fast, 0, 0)
     end = plan.point(10_000)
     np.testing.assert_array_equal(plan.point(plan.start + len(plan.motion.points)), end)
     positions, velocities = plan.knots(DT)
@@ -76,7 +87,7 @@ def test_without_a_successor_the_plan_brakes_and_holds(timeline):
 
 
 def test_executed_are_the_points_of_this_chunk_that_were_commanded(timeline):
-    plan = timeline.schedule(SLOW, observed_tick=0, tick=2)
+    plan = schedule(timeline, SLOW, 0, 2)
     executed = plan.executed(tick=5, horizon=6)
     assert np.isnan(executed[:2]).all() and np.isnan(executed[5:]).all()
     np.testing.assert_array_equal(executed[2:5], plan.motion.points[:3])
@@ -103,7 +114,7 @@ def test_seams_keep_position_velocity_and_acceleration(changes):
         if brake:
             line.brake(tick)
         else:
-            line.schedule(np.full((6, 3), increment), observed, tick)
+            schedule(line, np.full((6, 3), increment), observed, tick)
         for _ in range(wait):
             tick += 1
             path.append(line.command(tick))
