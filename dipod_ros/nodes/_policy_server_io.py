@@ -152,14 +152,15 @@ class CommandOutput:
         """Give the points their times on the robot's clock, on one grid across chunks."""
         period_ns = round(self._dt * messages.NS_PER_S)
         plan = command.plan
-        if not (loop.on_robot_time and command.stamp_ns):
+        grid = loop.grid
+        if not (grid.on_robot_time and command.stamp_ns):
             # A robot without a clock: execution begins when the message arrives.
-            offset_ns = loop.tick_ns(plan.start) - loop.now_ns()
+            offset_ns = grid.tick_ns(plan.start) - grid.now_ns()
             return self._writer.message(0, *plan.knots(self._dt), max(offset_ns, -period_ns // 2))
         # The knots before the plan are those of the segment that is under way: with them the
         # controller goes on exactly where it is instead of cutting the corner from there.
         positions, velocities, tick = plan.knots_with_trail(self._dt)
-        offset_ns = loop.tick_ns(tick) - command.stamp_ns - period_ns
+        offset_ns = grid.tick_ns(tick) - command.stamp_ns - period_ns
         past = max(0, -(offset_ns // period_ns) - 1)  # knots before the stamp cannot be expressed
         return self._writer.message(
             command.stamp_ns, positions[past:], velocities[past:], offset_ns + past * period_ns

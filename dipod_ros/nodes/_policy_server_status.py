@@ -93,7 +93,7 @@ def decision_report(loop: Loop | None, alive: bool) -> Report:
         'records without outcome': loop.log.unjudged,
     }
     if isinstance(loop, RealTimeLoop):
-        values['late control periods'] = loop.late_periods
+        values['late control periods'] = loop.grid.late_periods
     if not alive:
         return Report(Level.ERROR, 'a thread of the server died', values)
     return Report(Level.OK, 'ok', values)

@@ -158,7 +158,7 @@ class PolicyServer(LifecycleNode):
             self._agent, self._buffer, self._safety, log, self._notices, config, time.monotonic
         )
         if isinstance(self._loop, RealTimeLoop):
-            self._loop.ros_time_ns = lambda: self.get_clock().now().nanoseconds
+            self._loop.grid.ros_time_ns = lambda: self.get_clock().now().nanoseconds
         self._threads = ServerThreads(self._loop, self._output, self._records, self._fail)
         # Collecting the hundred thousands of objects of torch's import takes longer than a control
         # period; they live as long as the process anyway.

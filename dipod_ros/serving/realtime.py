@@ -4,21 +4,20 @@
 Two callers: `control` once per control period commits the next control point, `step` samples chunks
 in between. Whatever `step` does, however late it is, `control` finds a plan that ends at rest.
 
-Ticks are on the robot's clock, anchored at one of its stamps: an observation stamped at tick s
-shows the policy what it saw in training, the arm at s with the command of s. A chunk is for s + 1
-on, and what has gone by of it when it is there is left out.
+An observation of tick s shows the policy what it saw in training, the arm at s with the command of
+s. The chunk is for s + 1 on, and what has gone by of it when it is there is left out.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Set
+from collections.abc import Set
 
 from dipod_ros.serving.decisions import Outcome
 from dipod_ros.serving.loop import Command, Loop
-from dipod_ros.serving.observation import SAME_STAMP_NS, StreamProblem
+from dipod_ros.serving.observation import SAME_STAMP_NS, Sample, StreamProblem
 from dipod_ros.serving.safety import ESTOP, STALE, UNDERRUN, WATCHDOG, Watchdog
-from dipod_ros.serving.stamp_clock import JUMP_NS, NS_PER_S, StampClock
+from dipod_ros.serving.tick_grid import TickGrid
 
 # Which latency the next decision allows for: nearly the worst of the last few hundred.
 LATENCY_PERCENTILE = 99.0
@@ -46,27 +45,19 @@ class RealTimeLoop(Loop):
         """Take what `Loop` takes."""
         super().__init__(*args, **kwargs)
         self.watchdog = Watchdog(self.config.watchdog_s, self.clock)
-        self.stamps = StampClock()
-        # The clock that controllers go by, where the caller has one; see `_read_clocks`.
-        self.ros_time_ns: Callable[[], int] | None = None
-        self.late_periods = 0  # control periods that were noticed too late
-        self.on_robot_time = False  # whether ticks are on the robot's clock
         interface = self.config.interface
         self._trajectory = interface == 'trajectory'
-        self._period_ns = round(self.safety.dt * NS_PER_S)
-        self._lead_ns = round(LEAD[interface] * self._period_ns)
+        self.grid = TickGrid(self.safety.dt, LEAD[interface], self._trajectory, self.clock)
         self._lag, self._free = LAG[interface], FREE[interface]
         self._lags: deque[int] = deque(maxlen=LAG_WINDOW)  # what was reached in the last periods
-        self._grid_ns: int | None = None  # time of tick 0; None until the robot's clock is known
         self._due_tick: int | None = None  # the first tick at which the next decision was due
-        self._jumps = 0  # of the robot's clock, those dealt with
         self._begun_s = self.clock()
         self._silent: Set[str] = set()  # streams that a notice is about
         self._held = ''  # why nothing may move, '' when it may
         self._sent: object = None  # the plan that was sent last
         self._tried_tick = -1  # the last tick at which a decision was tried
         self._generation = 0  # changes when whatever is being sampled is void
-        self._reset_ns: int | None = None  # joint samples before this are from another world
+        self._reset: tuple[int, float] | None = None  # stamp and receipt of the last, until seen
         self._stopping = False
 
     def on_outcome(self, outcome: Outcome) -> None:
@@ -76,7 +67,7 @@ class RealTimeLoop(Loop):
             if outcome.reset:
                 self._end_decision(outcome.stamp_ns)
                 self._begin_anew()
-                self._reset_ns = outcome.stamp_ns
+                self._reset = (outcome.stamp_ns, self.clock())
                 self._step = 0
             self._outcome = outcome
             self.wake.notify_all()
@@ -100,30 +91,9 @@ class RealTimeLoop(Loop):
         """Whether `stop` was called and the arm has come to rest since."""
         return self._stopping and self.at_rest
 
-    def tick_ns(self, tick: int) -> int:
-        """Return when the arm passes the knot of a tick, on the clock that `now_ns` tells.
-
-        Exact integers on one grid: knots of successive trajectories must not shift in time.
-        """
-        return (self._grid_ns or 0) + tick * self._period_ns
-
-    def now_ns(self) -> int:
-        """Return the present on the clock of the ticks.
-
-        That is the robot's, which keeps going by ours when its messages stop; ours alone for a
-        robot that stamps nothing.
-        """
-        now_s = self.clock()
-        robot = self.stamps.stamp_ns(now_s) if self.on_robot_time else None
-        return round(now_s * NS_PER_S) if robot is None else robot
-
     def next_control_s(self) -> float:
         """Return when `control` is due next, on the steady clock."""
-        now = self.clock()
-        if self._grid_ns is None:
-            return now + self.safety.dt
-        wait_ns = self.tick_ns(self.tick) - self._lead_ns - self.now_ns()
-        return now + wait_ns / NS_PER_S / (self.stamps.rate if self.on_robot_time else 1.0)
+        return self.clock() + self.grid.wait_s(self.tick)
 
     def control(self) -> Command | None:
         """Commit the control point that is due; before its time, just look for reasons to stop.
@@ -133,15 +103,15 @@ class RealTimeLoop(Loop):
         """
         with self.wake:
             before = self.tick
-            if self._joint_sample() is not None:
-                self._read_clocks()
-            if self._grid_ns is None and not self._begin_grid():
+            joints = self._joint_sample()
+            if joints is not None:
+                streams = self.agent.policy.layout.stamped
+                others = (self.buffer.sample(s.source, s.topic) for s in streams)
+                self.grid.read_clocks([joints, *others])
+            if not self.grid.begun and not (joints and self.grid.begin(joints, self.tick)):
                 self._check_streams(before)
                 return None
-            reached = before - self._seen_tick()
-            self._advance()
-            if self.tick > before:
-                self._lags.append(reached)
+            self._follow_grid(joints)
             self._check_streams(before)
             self._check_decisions(before)
             self.notify()
@@ -159,7 +129,7 @@ class RealTimeLoop(Loop):
     def ready(self) -> bool:
         """Tell whether a decision is due; call while holding `wake`."""
         # One try per period: an engine that fails at once must not be asked in a busy loop.
-        if self._stopping or self._grid_ns is None or self.tick <= self._tried_tick:
+        if self._stopping or not self.grid.begun or self.tick <= self._tried_tick:
             return False
         if self.safety.estop.latched or self._problems():
             return False
@@ -172,8 +142,8 @@ class RealTimeLoop(Loop):
             self._due_tick = self.tick
         # The observation of this very tick is about to come; but one tick is all it is waited for.
         lag = max(self._lag, min(self._lags, default=0))
-        late_ns = self.tick_ns(self.tick - lag) - self._seen_ns()
-        return late_ns <= FRESH * self._period_ns or self.tick > self._due_tick
+        behind = self.grid.behind(self._joint_sample(), self.tick - lag)
+        return behind <= FRESH or self.tick > self._due_tick
 
     def latency_ticks(self) -> int:
         """Return how many control periods pass while a decision is made."""
@@ -198,7 +168,7 @@ class RealTimeLoop(Loop):
                 self.timeline.reset(sample.values, self.tick)
             elif self._held:
                 self._resync_if_apart(sample.values)
-            generation, observed_tick = self._generation, self._seen_tick()
+            generation, observed_tick = self._generation, self._observed_tick(sample)
             base = self.timeline.command(observed_tick)
             vector = policy.layout.assemble(self.buffer, base)
             self.watchdog.begin()
@@ -224,56 +194,21 @@ class RealTimeLoop(Loop):
             command = Command(sample.stamp_ns, plan, self.tick, self._setpoint(), True)
             return command, sample.received_s
 
-    def _read_clocks(self) -> None:
-        """Learn the robot's time from whichever of its messages came through fastest."""
-        joints = self._joint_sample()
-        streams = self.agent.policy.layout.stamped
-        samples = [joints, *(self.buffer.sample(s.source, s.topic) for s in streams)]
-        times = [(s.stamp_ns, s.received_s) for s in samples if s is not None and s.stamp_ns]
-        if times and self.ros_time_ns is not None:
-            # Joint states that are all late look like a clock that is behind. Where ROS time is the
-            # robot's time (one machine, or synchronised ones) it knows better; elsewhere it is far
-            # off and says nothing.
-            ros = (self.ros_time_ns(), self.clock())
-            if abs(_ahead_ns(ros) - max(map(_ahead_ns, times))) < JUMP_NS:
-                times.append(ros)
-        self.stamps.observe(*max(times, key=_ahead_ns, default=(0, joints.received_s)))
+    def _observed_tick(self, sample: Sample) -> int:
+        """Return the tick that a sample shows; never one that is not committed."""
+        return min(self.grid.nearest(sample), self.tick)
 
-    def _begin_grid(self) -> bool:
-        """Anchor the ticks at a joint sample, once enough was heard to know its clock."""
-        if self._joint_sample() is None or not self.stamps.settled:
-            return False
-        self.on_robot_time = self.stamps.known
-        self._grid_ns = self._seen_ns() - self.tick * self._period_ns
-        return True
-
-    def _seen_ns(self) -> int:
-        """Return when the arm was as the newest joint sample has it, on the clock of the ticks."""
-        sample = self._joint_sample()
-        return sample.stamp_ns if self.on_robot_time else round(sample.received_s * NS_PER_S)
-
-    def _seen_tick(self) -> int:
-        """Return the tick nearest to the newest joint sample; never one that is not committed."""
-        since = self._seen_ns() - self._grid_ns
-        return min((2 * since + self._period_ns) // (2 * self._period_ns), self.tick)
-
-    def _advance(self) -> None:
-        """Bring the tick up to the present."""
-        if self.stamps.jumps != self._jumps and self.on_robot_time:
-            self._jumps = self.stamps.jumps
+    def _follow_grid(self, joints: Sample) -> None:
+        if self.grid.was_set():
             self.notices.event("the robot's clock was set: starting again from where the arm is")
             self._end_decision(self._newest_stamp_ns(), interrupted=True)
             self._begin_anew()
-            self._grid_ns = self._seen_ns() - self.tick * self._period_ns
-        behind = (self.now_ns() + self._lead_ns - self._grid_ns) // self._period_ns + 1 - self.tick
-        if behind <= 0:
-            return
-        self.late_periods += behind - 1
-        if not self._trajectory:
-            # No point may be skipped: after a stall the plan goes on where it was.
-            self._grid_ns += (behind - 1) * self._period_ns
-            behind = 1
-        self.tick += behind
+            self.grid.begin(joints, self.tick)
+        reached = self.tick - self._observed_tick(joints)
+        tick = self.grid.follow(self.tick)
+        if tick > self.tick:
+            self._lags.append(reached)
+        self.tick = tick
 
     def _begin_anew(self) -> None:
         """Forget the plan and whatever is being sampled."""
@@ -328,20 +263,21 @@ class RealTimeLoop(Loop):
         found = self.agent.policy.layout.problems(self.buffer)
         topic = self.config.joint_topic
         joint = self.buffer.problem('joint_position', topic, self.config.joint_max_age_s)
-        if joint is None and self._reset_ns is not None:
-            if self._newest_stamp_ns() < self._reset_ns - SAME_STAMP_NS:
+        if joint is None and self._reset is not None:
+            if self._seen_since(*self._reset):
+                self._reset = None
+            else:
                 text = f'stream {topic}: nothing since the reset of the world'
                 joint = StreamProblem(topic, topic, 'stale', text)
-            else:
-                self._reset_ns = None
         covered = joint is None or any(p.topic == topic for p in found)
         return found if covered else [*found, joint]
+
+    def _seen_since(self, stamp_ns: int, received_s: float) -> bool:
+        sample = self._joint_sample()
+        if sample.stamp_ns:
+            return sample.stamp_ns >= stamp_ns - SAME_STAMP_NS
+        return sample.received_s > received_s
 
     @property
     def _horizon(self) -> int:
         return self.agent.policy.manifest.spec.horizon
-
-
-def _ahead_ns(time: tuple[int, float]) -> float:
-    """Return how far a clock is ahead of the steady one, from (its time in ns, steady s)."""
-    return time[0] - time[1] * NS_PER_S

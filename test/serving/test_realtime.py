@@ -64,7 +64,7 @@ class World:
 
 def settled(world):
     """Let the server hear the robot's clock for long enough, so that the next period decides."""
-    while not world.loop.stamps.settled:
+    while not world.loop.grid.begun:
         world.period()
     assert world.plans == []
     return world
@@ -155,14 +155,14 @@ def test_a_policy_sees_the_arm_with_the_command_of_the_same_time(make_world, int
         assert plan.start - plan.chunk_start == late
         np.testing.assert_allclose(command, before.point(plan.chunk_start), rtol=1e-6)
     stamps = [round(r.stamp_s * 1e9) for r in world.loop.finished_records(flush=True)]
-    ticks = [world.loop.tick_ns(p.chunk_start) for p in plans]
+    ticks = [world.loop.grid.tick_ns(p.chunk_start) for p in plans]
     np.testing.assert_allclose(stamps, ticks[: len(stamps)], atol=1000)
 
 
 def test_late_joint_states_are_paired_with_the_commands_of_their_time(make_world):
     world = make_world('trajectory')
     world.skew_s = -2 * DT  # they show the arm as it was two periods ago, and say so
-    world.loop.ros_time_ns = lambda: round(world.clock.now * 1e9)
+    world.loop.grid.ros_time_ns = lambda: round(world.clock.now * 1e9)
     world.run(40)
     late = {p.start - p.chunk_start for p in world.plans[3:]}
     assert late == {3}
@@ -337,7 +337,7 @@ def test_trajectories_continue_each_other_at_their_seams(make_world):
     world = make_world('trajectory', replan_steps=3)
     world.run(20)
     assert len(world.plans) > 4
-    assert world.loop.on_robot_time
+    assert world.loop.grid.on_robot_time
     for old, new in zip(world.plans, world.plans[1:], strict=False):
         np.testing.assert_allclose(new.previous, old.point(new.start))
         np.testing.assert_allclose(new.velocity(new.start, DT), old.velocity(new.start, DT))
@@ -352,7 +352,7 @@ def test_a_robot_whose_clock_is_set_is_not_sent_into_the_past(make_world):
     assert any('clock was set' in text for _, text in world.bench.told)
     assert len(world.plans) > count
     assert tick < world.loop.tick <= tick + 6
-    due = world.loop.tick_ns(world.loop.tick) - round((world.clock.now - 3.0) * 1e9)
+    due = world.loop.grid.tick_ns(world.loop.tick) - round((world.clock.now - 3.0) * 1e9)
     assert abs(due) < 2 * DT * 1e9
     np.testing.assert_array_equal(world.plans[-1].trail[0], START)
 
@@ -362,7 +362,7 @@ def test_a_robot_without_a_clock_is_served_as_well(make_bench, interface):
     world = World(make_bench(RealTimeLoop, interface=interface))
     world.sense = lambda: world.bench.sense(0, START)
     world.run(40)
-    assert len(world.plans) >= 3 and not world.loop.on_robot_time
+    assert len(world.plans) >= 3 and not world.loop.grid.on_robot_time
 
 
 def test_a_reset_of_the_world_starts_a_new_episode_from_the_arm(world):
@@ -379,6 +379,17 @@ def test_a_reset_of_the_world_starts_a_new_episode_from_the_arm(world):
     assert world.loop.log.current.episode == 1
 
 
+def test_a_reset_of_a_world_without_stamps_is_over_with_the_next_sample(make_bench):
+    world = World(make_bench(RealTimeLoop, interface='position'))
+    world.sense = lambda: world.bench.sense(0, world.position)
+    settled(world).run(5)
+    world.loop.on_outcome(Outcome(round(world.clock.now * 1e9), 0, terminated=True, reset=True))
+    before = len(world.setpoints)
+    world.position = np.array([-1.0, 0.0, 1.0])
+    world.run(3)
+    np.testing.assert_allclose(world.setpoints[before], world.position, atol=0.02)
+
+
 def test_stopping_brings_the_arm_to_rest(world):
     world.run(5)
     assert not world.loop.stopped
@@ -393,7 +404,7 @@ def test_after_a_stall_of_the_machine_no_point_is_skipped(world):
     world.run(4)
     world.clock.advance(10 * DT)
     world.run(4)
-    assert world.loop.late_periods >= 9
+    assert world.loop.grid.late_periods >= 9
     assert_smooth(world.setpoints, world.bench.limits)
 
 
@@ -407,4 +418,4 @@ def test_periods_stay_on_their_grid(make_world):
         world.loop.control()
         world.loop.step()
     assert world.loop.next_control_s() == pytest.approx(begun + 199 * DT)
-    assert world.loop.late_periods == 0
+    assert world.loop.grid.late_periods == 0
