@@ -19,6 +19,7 @@ on the stored (a, t, eps), on all advantages, and is never clipped. beta = 0 is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,10 @@ from dipod_ros.policy.flow import FlowPolicy
 from dipod_ros.policy.path import PathSamples, cfm_loss
 
 TRUST_REGIONS = ('ppo', 'aspo')
+
+
+class UpdateStopped(Exception):  # noqa: N818 - an event, not an error
+    """An update was asked to stop before its last epoch."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,7 @@ def dipod_update(
     ell_old: torch.Tensor,
     config: DipodConfig,
     generator: torch.Generator,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """Run the epochs of one update in place and return the means of its statistics.
 
@@ -123,12 +129,15 @@ def dipod_update(
         ell_old: losses under the policy that acted [M, S].
         config: hyper-parameters.
         generator: order of the minibatches.
+        stop: asked before each epoch; True raises UpdateStopped, with the policy half-way.
 
     """
     advantages = advantages / (advantages.square().mean().sqrt() + 1e-8)
     totals: dict[str, float] = {}
     updates = 0
     for _ in range(config.epochs):
+        if stop():
+            raise UpdateStopped
         order = torch.randperm(len(actions), generator=generator)
         for index in order.chunk(config.minibatches):
             ell = cfm_loss(policy, actions[index], observations[index], samples[index])

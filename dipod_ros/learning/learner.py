@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch
 
 from dipod_ros.errors import UserError
 from dipod_ros.learning.critic import CriticConfig, CriticTrainer
-from dipod_ros.learning.dipod import DipodConfig, dipod_update
+from dipod_ros.learning.dipod import DipodConfig, UpdateStopped, dipod_update
 from dipod_ros.learning.health import HealthConfig, check_health, elbo_gap_nats
 from dipod_ros.learning.rollout import Rollout
 from dipod_ros.learning.seeding import torch_rng
@@ -72,13 +73,16 @@ class Learner:
         """Return the frozen policy of a version, or None when it is too old to learn from."""
         return self._recent.get(version)
 
-    def update(self, rollout: Rollout) -> dict[str, float]:
+    def update(
+        self, rollout: Rollout, stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, float]:
         """Learn from one rollout and return what happened, as plain numbers.
 
         Decisions must come from recent versions (see `behaviour`). Afterwards `policy` is the next
         version; when it has collapsed, the version before it is put back instead, and learning
         goes on with half the learning rate and half the epochs. Raises UserError, and changes
-        nothing, for a rollout of forgotten versions or with numbers that are not finite.
+        nothing, for a rollout of forgotten versions or with numbers that are not finite. When
+        `stop` turns true, the update is given up: everything is put back and UpdateStopped raised.
         """
         unknown = sorted({int(v) for v in np.unique(rollout.version)} - self._recent.keys())
         if unknown:
@@ -88,6 +92,7 @@ class Learner:
             if not np.all(np.isfinite(getattr(rollout, name))):
                 raise UserError(f'rollout holds {name} that are not finite')
         config, update = self.config, self.updates
+        begun = self._snapshot()
         metrics: dict[str, float] = {
             'success_rate': float(rollout.success.mean()),
             'return_mean': float(rollout.returns.mean()),
@@ -111,17 +116,22 @@ class Learner:
                 torch_rng(config.seed, 'path', update),
             )
             ell_old = self._behaviour_losses(rollout, actions, observations, samples)
-            metrics |= dipod_update(
-                self.policy,
-                self.optimizer,
-                observations,
-                actions,
-                advantages,
-                samples,
-                ell_old,
-                self.dipod,
-                torch_rng(config.seed, 'minibatch', update),
-            )
+            try:
+                metrics |= dipod_update(
+                    self.policy,
+                    self.optimizer,
+                    observations,
+                    actions,
+                    advantages,
+                    samples,
+                    ell_old,
+                    self.dipod,
+                    torch_rng(config.seed, 'minibatch', update),
+                    stop,
+                )
+            except UpdateStopped:
+                self._restore(begun)
+                raise
         rng = torch_rng(config.seed, 'health', update)
         metrics |= check_health(self.policy, self.reference, observations, config.health, rng)
         if metrics['collapsed']:

@@ -86,15 +86,18 @@ class TrainingRun:
             return None
         return version
 
-    def update(self, rollout: Rollout) -> tuple[dict[str, float], ckpt.Manifest | None]:
+    def update(
+        self, rollout: Rollout, stop: Callable[[], bool] = lambda: False
+    ) -> tuple[dict[str, float], ckpt.Manifest | None]:
         """Learn from one rollout, make it durable, and return (metrics, new checkpoint or None).
 
         There is no new checkpoint while only the critic warms up, and after a collapse: then the
-        version that acted stays the newest good one.
+        version that acted stays the newest good one. When `stop` turns true in the middle,
+        UpdateStopped is raised and neither the learner nor the folder has changed.
         """
         before = self.learner.version
         mismatch = self.learner.mismatch(rollout)
-        metrics = self.learner.update(rollout)
+        metrics = self.learner.update(rollout, stop)
         metrics['policy_mismatch_rad'] = mismatch
         self._observations.extend(rollout.observations)
         manifest = None

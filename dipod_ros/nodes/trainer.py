@@ -182,8 +182,13 @@ class Trainer(Node):
         self._clamped += decision.clamp_rad > CLAMP_RAD
 
     def _learn(self, rollout) -> None:
+        from dipod_ros.learning.dipod import UpdateStopped
+
         start = time.monotonic()
-        metrics, manifest = self._run.update(rollout)
+        try:
+            metrics, manifest = self._run.update(rollout, self._stop.is_set)
+        except UpdateStopped:
+            return  # on Ctrl-C; what is on disk is the end of the update before
         self._update_s = time.monotonic() - start
         counts = self._assembler.counts
         metrics |= {

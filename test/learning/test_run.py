@@ -12,7 +12,7 @@ torch = pytest.importorskip('torch')
 
 from dipod_ros.errors import UserError  # noqa: E402
 from dipod_ros.learning.critic import CriticConfig  # noqa: E402
-from dipod_ros.learning.dipod import DipodConfig  # noqa: E402
+from dipod_ros.learning.dipod import DipodConfig, UpdateStopped  # noqa: E402
 from dipod_ros.learning.distill import DistillConfig  # noqa: E402
 from dipod_ros.learning.learner import LearnerConfig  # noqa: E402
 from dipod_ros.learning.run import RunConfig, TrainingRun, read_metrics  # noqa: E402
@@ -55,7 +55,7 @@ def open_run(initial, tmp_path):
 def improve(make_rollout):
     """Return a function that lets the newest checkpoint act, and learns from it."""
 
-    def step(run, updates=1):
+    def step(run, updates=1, **options):
         for _ in range(updates):
             rollout = make_rollout(
                 load_policy(run.latest.path),
@@ -63,7 +63,7 @@ def improve(make_rollout):
                 seed=run.learner.updates,
                 version=run.version_of(run.latest.sha256),
             )
-            result = run.update(rollout)
+            result = run.update(rollout, **options)
         return result
 
     return step
@@ -266,3 +266,17 @@ def test_tensorboard_gets_the_same_numbers(open_run, improve, tmp_path):
     written = events.Scalars('dipod/success_rate')
     assert [e.step for e in written] == [1, 2]
     assert [e.value for e in written] == pytest.approx([r['success_rate'] for r in rows])
+
+
+def test_a_stopped_update_leaves_learner_and_folder_as_they_were(open_run, improve):
+    run = open_run()
+    improve(run, updates=2)
+    before = {k: v.copy() for k, v in run.learner.policy.weights().items()}
+    state = (run.run_dir / 'learner.safetensors').read_bytes()
+    asked = iter([False, True])
+    with pytest.raises(UpdateStopped):
+        improve(run, stop=lambda: next(asked))
+    assert (run.learner.version, run.learner.updates) == (1, 2)
+    for name, value in run.learner.policy.weights().items():
+        np.testing.assert_array_equal(value, before[name])
+    assert (run.run_dir / 'learner.safetensors').read_bytes() == state
