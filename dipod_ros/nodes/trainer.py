@@ -9,67 +9,29 @@ must never hold up a command.
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 import traceback
 from collections import deque
-from dataclasses import dataclass
-from pathlib import Path
 
 from rclpy.node import Node
 from std_msgs.msg import Float64MultiArray, MultiArrayDimension, String, UInt8MultiArray
 from std_srvs.srv import Trigger
 
 from dipod_ros.errors import UserError
+from dipod_ros.nodes._trainer_params import TrainerParams, open_run
 from dipod_ros.policy import checkpoint as ckpt
 from dipod_ros.policy.decision import Decision, DecisionError, decode
-from dipod_ros.resources import share_dir
 from dipod_ros.ros import qos
 from dipod_ros.ros.diagnostics import Diagnostics, Level, Report
 from dipod_ros.ros.messages import doubles, read_payload
-from dipod_ros.ros.params import declare, param
+from dipod_ros.ros.params import declare
 from dipod_ros.ros.runtime import EXIT_BUG, EXIT_USER_ERROR, request_exit, run_node
 
 # Payloads waiting for the worker; an update of 3 s at 500 decisions/s leaves 1500 behind.
 MAX_WAITING_PAYLOADS = 50_000
-STUDENT_MODES = ('off', 'final', 'every_n')
 # A clamp smaller than this (rad) is round-off of float32, not an intervention.
 CLAMP_RAD = 1e-6
-
-
-@dataclass(frozen=True)
-class TrainerParams:
-    """Parameters of the trainer node."""
-
-    checkpoint: str = param('', 'flow policy to start from: a shipped name or a folder')
-    model_dirs: tuple[str, ...] = param((), 'further folders that checkpoints may come from')
-    run_dir: str = param('runs/online', 'folder of this run; an earlier run in it is resumed')
-    episodes_per_update: int = param(64, 'finished episodes that start an update', low=1)
-    max_episodes_per_update: int = param(
-        64,
-        'newest episodes an update learns from, where more have come; at least the above',
-        low=1,
-    )
-    max_updates: int = param(0, 'updates after which learning is finished; 0 is no end', low=0)
-    beta: float = param(0.03, 'on-policy ELBO regulariser, x std of the advantage', low=0.0)
-    epochs: int = param(40, 'passes over the episodes of an update', low=1)
-    minibatches: int = param(4, 'gradient steps per pass', low=1)
-    samples_per_action: int = param(8, 'Monte-Carlo (t, eps) per action', low=1)
-    clip: float = param(0.2, 'trust region of the ratio', low=0.0)
-    trust_region: str = param('ppo', 'ppo, or aspo for A < 0', choices=('ppo', 'aspo'))
-    learning_rate: float = param(3e-4, 'of the policy (Adam)', low=0.0)
-    critic_warmup_updates: int = param(1, 'first updates that fit the critic alone', low=0)
-    max_lag: int = param(2, 'policy versions after which a decision is stale', low=0)
-    gap_every: int = param(5, 'updates between ELBO gap estimates; 0 is never', low=0)
-    student: str = param('final', 'when a few-step student is distilled', choices=STUDENT_MODES)
-    student_every: int = param(10, 'updates between students, with every_n', low=1)
-    student_steps: int = param(1, 'sampler steps of the student', low=1, high=4)
-    student_train_steps: int = param(1200, 'gradient steps of a distillation', low=1)
-    seed: int = param(0, 'decides everything random here', low=0)
-    threads: int = param(1, 'threads of torch', low=1)
-    nice: int = param(5, 'scheduling niceness: the server goes first', low=0, high=19)
-    tensorboard: bool = param(True, 'write TensorBoard logs into run_dir')
 
 
 class Trainer(Node):
@@ -82,7 +44,7 @@ class Trainer(Node):
         # torch takes a second to import: not before the parameters are known to be right.
         from dipod_ros.learning.replay import ReplayAssembler
 
-        self._run = self._open_run()
+        self._run = open_run(self.params)
         self._assembler = ReplayAssembler(self._run.initial.spec)
         self._payloads: deque[bytes] = deque(maxlen=MAX_WAITING_PAYLOADS)
         self._wake = threading.Condition()
@@ -297,47 +259,6 @@ class Trainer(Node):
             level, message = Level.WARN, 'records on replay that are no decisions of this policy'
         return Report(
             level, message, {**self._metrics, **{f'replay_{k}': v for k, v in counts.items()}}
-        )
-
-    def _open_run(self):
-        import torch
-
-        from dipod_ros.learning.critic import CriticConfig
-        from dipod_ros.learning.dipod import DipodConfig
-        from dipod_ros.learning.distill import DistillConfig
-        from dipod_ros.learning.learner import LearnerConfig
-        from dipod_ros.learning.run import RunConfig, TrainingRun
-
-        p = self.params
-        torch.set_num_threads(p.threads)
-        os.nice(p.nice)
-        if not p.checkpoint:
-            raise UserError('parameter checkpoint is empty: name the flow policy to start from')
-        run_dir = Path(p.run_dir).expanduser()
-        folders = [share_dir() / 'models', run_dir, *(Path(d).expanduser() for d in p.model_dirs)]
-        return TrainingRun(
-            run_dir,
-            ckpt.resolve(p.checkpoint, folders),
-            RunConfig(
-                learner=LearnerConfig(
-                    dipod=DipodConfig(
-                        beta=p.beta,
-                        epochs=p.epochs,
-                        minibatches=p.minibatches,
-                        samples_per_action=p.samples_per_action,
-                        clip=p.clip,
-                        trust_region=p.trust_region,
-                        learning_rate=p.learning_rate,
-                    ),
-                    critic=CriticConfig(),
-                    critic_warmup_updates=p.critic_warmup_updates,
-                    max_lag=p.max_lag,
-                    gap_every=p.gap_every,
-                    seed=p.seed,
-                ),
-                distill=DistillConfig(steps=p.student_steps, train_steps=p.student_train_steps),
-                tensorboard=p.tensorboard,
-            ),
         )
 
 
