@@ -35,8 +35,9 @@ from dipod_ros.sim.robot import RobotConfig
 
 # rad/s; joint_trajectory_controller calls a final velocity below this zero.
 AT_REST_RAD_S = 1e-6
-# In real time, commands without a stamp that arrive this soon after a reset were made for the arm
-# where it was: no real arm jumps home, so whoever commands cannot know yet.
+# In real time, a command without a stamp that arrives this soon after a reset may have been made
+# for the arm where it was: no real arm jumps home, so whoever commands cannot know. One that the
+# arm can follow from where it is now was made for here.
 DEAF_PERIODS = 2
 LOG_EVERY_S = 5.0
 
@@ -174,21 +175,23 @@ class WorldTopics:
         except (MessageError, CommandError) as error:
             self._reject(str(error))
             return
-        if not self._is_stale(ns):
+        if not self._is_stale(ns, fits=not self.controller.violations(positions)):
             self._accept(self.controller.command(positions, self.now_ns / NS_PER_S), 1)
 
-    def _is_stale(self, ns: int | None) -> bool:
+    def _is_stale(self, ns: int | None, fits: bool = False) -> bool:
         """Tell, and count, whether a command was not made for the present world.
 
         In lockstep only the answer to the present observation counts, and only once. In real time
-        anything goes that was not made before the world was reset.
+        anything goes that was not made before the world was reset; `fits` says that the arm can
+        follow it from where it is.
         """
         if self._lockstep:
             stale = self.answered or not (ns is None or same_stamp(ns, self.now_ns))
         elif self._began_ns is None:
             stale = False
         elif ns is None:
-            stale = self.now_ns < self._began_ns + DEAF_PERIODS * self._period_ns
+            just_reset = self.now_ns < self._began_ns + DEAF_PERIODS * self._period_ns
+            stale = just_reset and not fits
         else:
             stale = ns < self._began_ns and not same_stamp(ns, self._began_ns)
         self.ignored += stale

@@ -2,15 +2,13 @@
 """The whole K-step sampler as one static-shape ONNX graph, noise as an input. torch.
 
 Weights keep their checkpoint names as initializers, and the features of the K fixed times are
-constants, so a checkpoint of the same `graph_key` needs no new export: its weights go into the
+constants, so a checkpoint of the same shape needs no new export: its weights go into the
 graph by name. The same operation refits an engine on a GPU.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import logging
 import warnings
 
@@ -20,23 +18,8 @@ from torch import nn
 from dipod_ros.policy import samplers
 from dipod_ros.policy.flow import FlowPolicy
 from dipod_ros.policy.networks import time_features
-from dipod_ros.policy.spec import PolicySpec
 
 OPSET = 21
-
-
-def graph_key(spec: PolicySpec) -> str:
-    """Return a hash of everything that shapes the graph; weights and limits do not."""
-    shape = {
-        'format': 1,
-        'opset': OPSET,
-        'observation_size': spec.observation_size,
-        'horizon': spec.horizon,
-        'joints': len(spec.joints),
-        'network': dict(spec.network),
-        'sampler': [spec.sampler.solver, spec.sampler.steps, spec.sampler.sde_scale],
-    }
-    return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
 
 
 class _UnrolledSampler(nn.Module):

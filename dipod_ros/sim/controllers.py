@@ -86,13 +86,20 @@ class ArmController:
         The setpoint moves there linearly, as a drive in cyclic synchronous position mode does
         (CiA 402). Judged are the differences between successive commands over a control period.
         """
+        violations = self.violations(positions)
         target = np.array(positions, dtype=np.float64)
-        velocity = (target - self._target) / self._period_s
-        acceleration = (velocity - self._target_velocity) / self._period_s
-        self._target, self._target_velocity = target, velocity
+        self._target_velocity = (target - self._target) / self._period_s
+        self._target = target
         self._path = _Path(
             np.array([now_s, now_s + self._period_s]), np.stack([self.position, target]), None
         )
+        return violations
+
+    def violations(self, positions: np.ndarray) -> list[str]:
+        """Return the limits that `command` would violate, without commanding anything."""
+        target = np.asarray(positions, dtype=np.float64)
+        velocity = (target - self._target) / self._period_s
+        acceleration = (velocity - self._target_velocity) / self._period_s
         return self._judge(target[None], velocity[None], acceleration[None])
 
     def setpoints(self, now_s: float, step_s: float, count: int) -> np.ndarray:

@@ -8,9 +8,10 @@ torch = pytest.importorskip('torch')
 onnx = pytest.importorskip('onnx')
 ort = pytest.importorskip('onnxruntime')
 
-from dipod_ros.policy.export import OPSET, export_onnx, graph_key  # noqa: E402
+from dipod_ros.policy.export import OPSET, export_onnx  # noqa: E402
 from dipod_ros.policy.flow import OBSERVATION_CLAMP  # noqa: E402
 from dipod_ros.policy.spec import SamplerSpec, Stream  # noqa: E402
+from dipod_ros.serving.engines.graph_cache import graph_key  # noqa: E402
 
 TOLERANCE_RAD = 1e-5
 SAMPLERS = {

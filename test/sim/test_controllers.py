@@ -162,3 +162,9 @@ def test_no_sample_of_a_cubic_is_worse_than_what_was_judged(p, v, h):
     # Differences across a knot average two accelerations; both are among those judged.
     assert np.abs(velocity).max() <= peaks.get('velocity', 1e-3) + 2e-6
     assert np.abs(acceleration).max() <= peaks.get('acceleration', 1e-3) + 2e-5 / h**2
+
+
+def test_asking_for_violations_commands_nothing(arm):
+    assert arm.violations(np.array([0.9, 0.9])) and not arm.violations(np.array([0.101, -0.2]))
+    assert np.array_equal(_run(arm, 0.0, 3), np.tile([0.1, -0.2], (3, 1)))
+    assert arm.command(np.array([0.101, -0.2]), 0.0) == []
