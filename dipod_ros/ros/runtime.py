@@ -36,6 +36,9 @@ EXIT_USER_ERROR = 2
 # signal handlers only between two of these waits, so this bounds how long Ctrl-C takes.
 SPIN_SLICE_S = 0.05
 
+# One Ctrl-C can arrive twice: from the terminal, and forwarded by whoever started the node.
+SAME_SIGNAL_S = 1.0
+
 
 class Closeable(Protocol):
     """What a node may offer besides rclpy's interface."""
@@ -52,17 +55,24 @@ class _Stop:
         self.code = EXIT_OK
         self.message = ''
         self.spinning = False
+        self.signalled_s = 0.0
 
     def request(self, code: int = EXIT_OK, message: str = '') -> None:
         if not self.event.is_set():  # the first reason is the one to report
             self.code, self.message = code, message
             self.event.set()
 
-    def on_signal(self, _signum: int, _frame: object) -> None:
-        if not self.spinning or self.event.is_set():
-            # While the node is being built nobody polls the event; and a second Ctrl-C means that
-            # the polite way takes too long.
-            raise KeyboardInterrupt
+    def on_signal(self, signum: int, _frame: object) -> None:
+        now = time.monotonic()
+        if self.event.is_set():
+            # Another one a while later means that the polite way takes too long. Not by an
+            # exception: raised inside a C++ destructor it would abort the process with a dump.
+            if now - self.signalled_s > SAME_SIGNAL_S:
+                os._exit(self.code or 128 + signum)
+            return
+        self.signalled_s = now
+        if not self.spinning:
+            raise KeyboardInterrupt  # while the node is being built nobody polls the event
         self.request()
 
 
@@ -157,8 +167,6 @@ def _tear_down(node: Node | None, executor: Executor | None, stop: _Stop) -> Non
             node.destroy_node()
         if executor is not None:
             executor.shutdown()
-    except KeyboardInterrupt:
-        pass  # a second Ctrl-C: stop being polite
     except Exception as error:
         traceback.print_exc()
         stop.request(EXIT_BUG, f'{type(error).__name__}: {_first_line(error)}')

@@ -62,6 +62,28 @@ def test_signals_end_it_with_exit_code_zero_after_close(number, before):
     assert (code, out, err) == (0, 'closed\n', '')
 
 
+def stuck(same_signal_s):
+    """Start a node whose close() never ends, and interrupt it once."""
+    close = "lambda self: (print('closing', flush=True), threading.Event().wait(5.0))"
+    process = start(before=f'Case.close = {close}; runtime.SAME_SIGNAL_S = {same_signal_s}')
+    assert process.stdout.readline() == 'ticking\n'
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == 'closing\n'
+    return process
+
+
+def test_a_further_ctrl_c_leaves_a_node_that_does_not_close_without_a_core_dump():
+    process = stuck(same_signal_s=0.0)
+    process.send_signal(signal.SIGINT)
+    assert finish(process)[0] == 128 + signal.SIGINT
+
+
+def test_one_ctrl_c_that_arrives_twice_is_one():
+    process = stuck(same_signal_s=60.0)
+    process.send_signal(signal.SIGTERM)
+    assert finish(process)[::2] == (0, '')
+
+
 def test_user_error_while_starting_is_one_line_and_exit_code_two():
     code, out, err = finish(start(construct="raise UserError('limits are missing')"))
     assert code == 2
