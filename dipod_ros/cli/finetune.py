@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from dipod_ros.errors import UserError
-    from dipod_ros.learning.dipod import DipodConfig
+    from dipod_ros.learning.algorithms.dipod import DipodConfig
     from dipod_ros.learning.evaluate import evaluate_policy
     from dipod_ros.learning.learner import LearnerConfig
     from dipod_ros.learning.rollout import collect_episodes
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if args.episodes < 1 or args.control_steps < 1:
         raise UserError('--episodes and --control-steps must be at least 1')
     config = LearnerConfig(
-        dipod=DipodConfig(
+        algorithm=DipodConfig(
             beta=args.beta,
             epochs=args.epochs,
             clip=args.clip,

@@ -47,17 +47,21 @@ def check_health(
     observations: torch.Tensor,
     config: HealthConfig,
     generator: torch.Generator,
+    keeps_flow: bool = True,
 ) -> dict[str, float]:
     """Compare a policy with the one it started from, on the same normalised observations [B, O].
 
-    Returns action_std, action_std_ratio, cfm_own, cfm_ratio and collapsed (0 or 1).
+    Returns action_std, action_std_ratio, cfm_own, cfm_ratio and collapsed (0 or 1). With
+    `keeps_flow` false the method does not keep the velocity a flow of its own actions: a rising
+    loss is then reported and no alarm.
     """
     o = observations[torch.randperm(len(observations), generator=generator)[: config.states]]
     cfm, std = own_sample_statistics(policy, o, config.actions_per_state, generator)
     cfm_start, std_start = own_sample_statistics(reference, o, config.actions_per_state, generator)
     cfm_ratio, std_ratio = cfm / max(cfm_start, 1e-8), std / max(std_start, 1e-8)
     # Written so that a NaN policy counts as collapsed.
-    healthy = cfm_ratio <= config.max_cfm_ratio and std_ratio >= config.min_action_std_ratio
+    limit = config.max_cfm_ratio if keeps_flow else float('inf')
+    healthy = cfm_ratio <= limit and std_ratio >= config.min_action_std_ratio
     return {
         'action_std': std,
         'action_std_ratio': std_ratio,

@@ -7,6 +7,7 @@ vectorised env and from the replay topic. torch, no ROS.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable
@@ -17,8 +18,16 @@ import numpy as np
 import torch
 
 from dipod_ros.errors import UserError
+from dipod_ros.learning.algorithms.base import (
+    Batch,
+    UpdateConfig,
+    UpdateStopped,
+    autocast,
+    root_mean_square,
+    run_epochs,
+)
+from dipod_ros.learning.algorithms.dipod import DipodConfig
 from dipod_ros.learning.critic import CriticConfig, CriticTrainer
-from dipod_ros.learning.dipod import DipodConfig, UpdateStopped, dipod_update
 from dipod_ros.learning.health import HealthConfig, check_health, elbo_gap_nats
 from dipod_ros.learning.rollout import Rollout
 from dipod_ros.learning.seeding import torch_rng
@@ -31,21 +40,25 @@ from dipod_ros.learning.state_io import (
     unpack_optimizer,
 )
 from dipod_ros.policy.flow import FlowPolicy
-from dipod_ros.policy.path import cfm_loss, draw_path_samples
+
+log = logging.getLogger(__name__)
+
+# A root mean square of advantages below this is no advantage at all.
+ADVANTAGE_FLOOR = 1e-9
 
 
 @dataclass(frozen=True)
 class LearnerConfig:
     """Everything about learning that is not the update itself."""
 
-    dipod: DipodConfig = field(default_factory=DipodConfig)
+    algorithm: UpdateConfig = field(default_factory=DipodConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     # The first updates fit the critic alone: an untrained baseline makes the first steps noise.
     critic_warmup_updates: int = 1
     # Versions whose decisions are still used; the prototype learned clearly slower at lag 8.
     max_lag: int = 2
-    gap_every: int = 5  # updates between estimates of the ELBO gap (about 2 s each); 0 is never
+    gap_every: int = 10  # updates between estimates of the ELBO gap; 0 is never
     seed: int = 0
 
 
@@ -56,11 +69,13 @@ class Learner:
         """Start from `policy`, which is copied; `config.seed` decides everything random."""
         torch.manual_seed(config.seed)
         self.config = config
-        self.policy = policy.clone().requires_grad_(True)
-        self.reference = policy.clone()
+        self.algorithm = config.algorithm.build()
+        self.policy = self.algorithm.start(policy)
+        self.reference = self.policy.clone()
         self.critic = CriticTrainer(policy.spec.observation_size, config.critic)
-        self.dipod = config.dipod
-        self.optimizer = self._new_optimizer()
+        self.optimizer = torch.optim.Adam(
+            self.algorithm.parameters(self.policy), lr=self.algorithm.config.learning_rate
+        )
         self.version = 0
         self.updates = 0
         self.control_steps = 0
@@ -80,17 +95,13 @@ class Learner:
 
         Decisions must come from recent versions (see `behaviour`). Afterwards `policy` is the next
         version; when it has collapsed, the version before it is put back instead, and learning
-        goes on with half the learning rate and half the epochs. Raises UserError, and changes
-        nothing, for a rollout of forgotten versions or with numbers that are not finite. When
-        `stop` turns true, the update is given up: everything is put back and UpdateStopped raised.
+        goes on with half the learning rate and half the epochs. A rollout without any advantage
+        (every decision went exactly as the critic expected) teaches the critic alone. Raises
+        UserError, and changes nothing, for an empty rollout, one of forgotten versions or with
+        numbers that are not finite. When `stop` turns true, the update is given up: everything is
+        put back and UpdateStopped raised.
         """
-        unknown = sorted({int(v) for v in np.unique(rollout.version)} - self._recent.keys())
-        if unknown:
-            raise UserError(f'rollout holds decisions of forgotten policy versions {unknown}')
-        # One NaN would be in the critic for ever: it is kept when a collapsed policy is put back.
-        for name in ('observations', 'chunks', 'rewards'):
-            if not np.all(np.isfinite(getattr(rollout, name))):
-                raise UserError(f'rollout holds {name} that are not finite')
+        self._check(rollout)
         config, update = self.config, self.updates
         begun = self._snapshot()
         metrics: dict[str, float] = {
@@ -104,51 +115,55 @@ class Learner:
         metrics['explained_variance'] = self.critic.fit(
             self.policy, rollout, returns, torch_rng(config.seed, 'critic', update)
         )
-        normalizer = self.policy.normalizer
-        observations = normalizer.observation(torch.from_numpy(rollout.observations))
+        batch = self._batch(rollout, advantages)
+        observations = batch.observations
         before = self._snapshot()
-        if update >= config.critic_warmup_updates:
-            actions = normalizer.action(torch.from_numpy(rollout.chunks).flatten(1))
-            samples = draw_path_samples(
-                len(rollout),
-                self.dipod.samples_per_action,
-                actions.shape[-1],
-                torch_rng(config.seed, 'path', update),
+        moved = False
+        if update == 0:
+            rng = torch_rng(config.seed, 'initial')
+            initial = self.algorithm.initial_stage(self.policy, batch, rng)
+            metrics |= initial
+            moved = bool(initial)
+        metrics['advantage_rms'] = float(root_mean_square(advantages))
+        if metrics['advantage_rms'] < ADVANTAGE_FLOOR:
+            log.warning(
+                'update %d: every advantage is zero (is the reward constant?): nothing to learn '
+                'from, the critic alone was fitted',
+                update,
             )
-            ell_old = self._behaviour_losses(rollout, actions, observations, samples)
+        elif update >= config.critic_warmup_updates:
+            batch = self._with_memory(batch, rollout, torch_rng(config.seed, 'path', update))
             try:
-                metrics |= dipod_update(
+                metrics |= run_epochs(
+                    self.algorithm,
                     self.policy,
                     self.optimizer,
-                    observations,
-                    actions,
-                    advantages,
-                    samples,
-                    ell_old,
-                    self.dipod,
+                    batch,
                     torch_rng(config.seed, 'minibatch', update),
                     stop,
                 )
             except UpdateStopped:
                 self._restore(begun)
                 raise
+            rng = torch_rng(config.seed, 'after', update)
+            metrics |= self.algorithm.after_epochs(self.policy, batch, update, rng)
+            moved = True
         rng = torch_rng(config.seed, 'health', update)
-        metrics |= check_health(self.policy, self.reference, observations, config.health, rng)
+        metrics |= check_health(
+            self.policy, self.reference, observations, config.health, rng, self.algorithm.keeps_flow
+        )
         if metrics['collapsed']:
             self._restore(before)
             self.alarms += 1
-            self.dipod = replace(
-                self.dipod,
-                learning_rate=self.dipod.learning_rate / 2,
-                epochs=max(1, self.dipod.epochs // 2),
-            )
-            for group in self.optimizer.param_groups:
-                group['lr'] = self.dipod.learning_rate
-        elif update >= config.critic_warmup_updates:
+            self.algorithm.gentler()
+            self._use_learning_rate()
+        elif moved:
             self.version += 1
-        if config.gap_every and update % config.gap_every == 0:
+        if config.gap_every and update % config.gap_every == 0 and self.algorithm.keeps_flow:
             rng = torch_rng(config.seed, 'gap', update)
             metrics['elbo_gap_nats'] = elbo_gap_nats(self.policy, observations, rng)
+        self.algorithm.observe(metrics)
+        metrics |= self.algorithm.state()
         self.updates += 1
         self.control_steps += rollout.control_steps
         self.episodes += rollout.episodes
@@ -186,7 +201,8 @@ class Learner:
             'episodes': self.episodes,
             'alarms': self.alarms,
             'recent': list(self._recent),
-            'dipod': asdict(self.dipod),
+            'algorithm': asdict(self.algorithm.config),
+            'algorithm_state': self.algorithm.state(),
             'seed': self.config.seed,
         }
         save_state(path, tensors, info)
@@ -204,30 +220,67 @@ class Learner:
                 self._recent[int(version)] = policy
             for name in ('version', 'updates', 'control_steps', 'episodes', 'alarms'):
                 setattr(self, name, int(info[name]))
+            self.algorithm.load_state(info['algorithm_state'])
             if self.alarms:
                 # The gentler settings after an alarm belong to the run, not to its configuration.
-                saved = info['dipod']
-                self.dipod = replace(
-                    self.dipod, learning_rate=saved['learning_rate'], epochs=saved['epochs']
+                saved = info['algorithm']
+                self.algorithm.config = replace(
+                    self.algorithm.config,
+                    learning_rate=saved['learning_rate'],
+                    epochs=saved['epochs'],
                 )
-                for group in self.optimizer.param_groups:
-                    group['lr'] = self.dipod.learning_rate
+            self._use_learning_rate()
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).split('\n')[0]
             raise UserError(f'{Path(path)} does not fit this policy: {reason}') from error
 
-    def _new_optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.policy.net.parameters(), lr=self.dipod.learning_rate)
+    def _check(self, rollout: Rollout) -> None:
+        if len(rollout) == 0 or rollout.episodes == 0:
+            raise UserError('the rollout is empty: collect at least one whole episode')
+        unknown = sorted({int(v) for v in np.unique(rollout.version)} - self._recent.keys())
+        if unknown:
+            raise UserError(f'rollout holds decisions of forgotten policy versions {unknown}')
+        spec = self.policy.spec
+        if rollout.observations.shape[1:] != (spec.observation_size,) or (
+            int(np.prod(rollout.chunks.shape[1:])) != spec.action_size
+        ):
+            raise UserError(
+                f'rollout holds observations of {rollout.observations.shape[1:]} and chunks of '
+                f'{rollout.chunks.shape[1:]}, the policy has {spec.observation_size} and '
+                f'{spec.horizon} x {len(spec.joints)}'
+            )
+        # One NaN would be in the critic for ever: it is kept when a collapsed policy is put back.
+        for name in ('observations', 'chunks', 'rewards'):
+            if not np.all(np.isfinite(getattr(rollout, name))):
+                raise UserError(f'rollout holds {name} that are not finite')
 
-    def _behaviour_losses(self, rollout, actions, observations, samples) -> torch.Tensor:
-        """Losses under the version that acted, [M, S]: the denominator of the ratio."""
-        losses = torch.empty_like(samples.t)
-        with torch.no_grad():
-            for version in np.unique(rollout.version):
-                rows = torch.from_numpy(np.flatnonzero(rollout.version == version))
-                policy = self._recent[int(version)]
-                losses[rows] = cfm_loss(policy, actions[rows], observations[rows], samples[rows])
-        return losses
+    def _batch(self, rollout: Rollout, advantages: torch.Tensor) -> Batch:
+        normalizer = self.policy.normalizer
+        return Batch(
+            normalizer.observation(torch.from_numpy(rollout.observations)),
+            normalizer.action(torch.from_numpy(rollout.chunks).flatten(1)),
+            torch.from_numpy(rollout.noise),
+            advantages,
+            {},
+        )
+
+    @torch.no_grad()
+    def _with_memory(self, batch: Batch, rollout: Rollout, generator: torch.Generator) -> Batch:
+        """Add what each decision's own version says of it: the denominators of the ratios."""
+        parts, order = [], []
+        for version in np.unique(rollout.version):
+            rows = torch.from_numpy(np.flatnonzero(rollout.version == version))
+            with autocast(self.algorithm.config.precision):
+                behaviour = self._recent[int(version)]
+                parts.append(self.algorithm.remember(behaviour, batch[rows], generator))
+            order.append(rows)
+        back = torch.argsort(torch.cat(order))
+        memory = {name: torch.cat([p[name] for p in parts])[back] for name in parts[0]}
+        return replace(batch, memory=memory)
+
+    def _use_learning_rate(self) -> None:
+        for group in self.optimizer.param_groups:
+            group['lr'] = self.algorithm.config.learning_rate
 
     def _snapshot(self) -> dict[str, torch.Tensor]:
         return (

@@ -182,8 +182,8 @@ class TrainingRun:
             lineage={
                 'parent': self.latest.sha256,
                 'initial': self.initial.sha256,
-                'method': 'dipod',
-                'beta': self.learner.dipod.beta,
+                'method': type(self.learner.algorithm).__name__.lower(),
+                **self.learner.algorithm.state(),
                 'seed': self.config.learner.seed,
             },
             metrics={k: metrics[k] for k in keep if k in metrics},

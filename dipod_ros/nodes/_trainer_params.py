@@ -60,8 +60,8 @@ def open_run(p: TrainerParams) -> TrainingRun:
     """
     import torch
 
+    from dipod_ros.learning.algorithms.dipod import DipodConfig
     from dipod_ros.learning.critic import CriticConfig
-    from dipod_ros.learning.dipod import DipodConfig
     from dipod_ros.learning.distill import DistillConfig
     from dipod_ros.learning.learner import LearnerConfig
     from dipod_ros.learning.run import RunConfig, TrainingRun
@@ -77,7 +77,7 @@ def open_run(p: TrainerParams) -> TrainingRun:
         ckpt.resolve(p.checkpoint, folders),
         RunConfig(
             learner=LearnerConfig(
-                dipod=DipodConfig(
+                algorithm=DipodConfig(
                     beta=p.beta,
                     epochs=p.epochs,
                     minibatches=p.minibatches,

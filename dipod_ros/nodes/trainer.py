@@ -144,7 +144,7 @@ class Trainer(Node):
         self._clamped += decision.clamp_rad > CLAMP_RAD
 
     def _learn(self, rollout) -> None:
-        from dipod_ros.learning.dipod import UpdateStopped
+        from dipod_ros.learning.algorithms.base import UpdateStopped
 
         start = time.monotonic()
         try:

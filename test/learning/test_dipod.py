@@ -18,7 +18,8 @@ import pytest
 torch = pytest.importorskip('torch')
 
 from dipod_ros.errors import UserError  # noqa: E402
-from dipod_ros.learning.dipod import DipodConfig, dipod_loss, dipod_update  # noqa: E402
+from dipod_ros.learning.algorithms.base import Batch, run_epochs  # noqa: E402
+from dipod_ros.learning.algorithms.dipod import DipodConfig, dipod_loss  # noqa: E402
 from dipod_ros.policy.path import cfm_loss, draw_path_samples  # noqa: E402
 
 ELL_OLD = torch.tensor([[1.0, 1.0], [2.0, 2.0]])
@@ -180,15 +181,12 @@ def update(make_policy):
         samples = draw_path_samples(32, 4, 2, generator)
         with torch.no_grad():
             ell_old = cfm_loss(policy, actions, observations, samples)
-        stats = dipod_update(
+        memory = {'t': samples.t, 'eps': samples.eps, 'ell_old': ell_old}
+        stats = run_epochs(
+            config(**options).build(),
             policy,
             optimizer(policy.net.parameters(), lr=rate),
-            observations,
-            actions,
-            advantages * scale,
-            samples,
-            ell_old,
-            config(**options),
+            Batch(observations, actions, torch.zeros(32, 2), advantages * scale, memory),
             torch.Generator().manual_seed(1),
         )
         with torch.no_grad():

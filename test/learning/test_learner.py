@@ -9,20 +9,20 @@ import pytest
 torch = pytest.importorskip('torch')
 
 from dipod_ros.errors import UserError  # noqa: E402
+from dipod_ros.learning.algorithms.dipod import DipodConfig  # noqa: E402
 from dipod_ros.learning.critic import CriticConfig  # noqa: E402
-from dipod_ros.learning.dipod import DipodConfig  # noqa: E402
 from dipod_ros.learning.health import HealthConfig  # noqa: E402
 from dipod_ros.learning.learner import Learner, LearnerConfig  # noqa: E402
 from dipod_ros.learning.state_io import load_state, save_state  # noqa: E402
 
 QUICK = LearnerConfig(
-    dipod=DipodConfig(epochs=4, minibatches=2, samples_per_action=4),
+    algorithm=DipodConfig(epochs=4, minibatches=2, samples_per_action=4),
     critic=CriticConfig(width=16, epochs=2),
     health=HealthConfig(states=32, actions_per_state=4),
     critic_warmup_updates=0,
     gap_every=0,
 )
-RUINOUS = replace(QUICK, dipod=replace(QUICK.dipod, learning_rate=5.0, max_grad_norm=1e6))
+RUINOUS = replace(QUICK, algorithm=replace(QUICK.algorithm, learning_rate=5.0, max_grad_norm=1e6))
 
 
 def states(learner):
@@ -56,7 +56,7 @@ def test_learning_raises_the_probability_of_the_rewarded_action(make_policy, mak
     policy = make_policy(observed=1)
     settings = replace(
         QUICK,
-        dipod=DipodConfig(epochs=10, learning_rate=2e-3),
+        algorithm=DipodConfig(epochs=10, learning_rate=2e-3),
         critic_warmup_updates=1,
         critic=CriticConfig(width=32),
         health=HealthConfig(max_cfm_ratio=9.0, min_action_std_ratio=0.0),
@@ -143,7 +143,7 @@ def test_after_a_collapse_the_policy_is_the_one_before(
     assert row['version'] == learner.version == 0 and row['updates'] == 1
     assert_same_weights(learner.policy, make_policy())
     assert_same_weights(learner.behaviour(0), make_policy())
-    assert learner.dipod.learning_rate == 2.5 and learner.dipod.epochs == 2
+    assert learner.algorithm.config.learning_rate == 2.5 and learner.algorithm.config.epochs == 2
     assert [g['lr'] for g in learner.optimizer.param_groups] == [2.5]
     # The optimiser has forgotten the bad step too; the critic keeps what it learned.
     after = learner._snapshot()
@@ -156,7 +156,7 @@ def test_after_a_collapse_the_policy_is_the_one_before(
 def test_weights_that_are_not_a_number_are_a_collapse(
     make_policy, make_rollout, assert_same_weights
 ):
-    absurd = replace(QUICK, dipod=replace(QUICK.dipod, learning_rate=1e30))
+    absurd = replace(QUICK, algorithm=replace(QUICK.algorithm, learning_rate=1e30))
     learner = Learner(make_policy(), absurd)
     row = run(learner, make_rollout, 1)[0]
     assert np.isnan(row['cfm_own']) and row['collapsed'] == 1
@@ -184,8 +184,8 @@ def test_learning_goes_on_after_a_collapse(make_policy, make_rollout):
     learner = Learner(make_policy(), RUINOUS)
     rows = run(learner, make_rollout, 16)
     # Halved until it works: epochs never reach 0.
-    assert learner.dipod.epochs >= 1
-    assert learner.dipod.learning_rate == 5.0 / 2**learner.alarms
+    assert learner.algorithm.config.epochs >= 1
+    assert learner.algorithm.config.learning_rate == 5.0 / 2**learner.alarms
     assert rows[-1]['collapsed'] == 0 and learner.version > 0
     assert learner.version + learner.alarms == learner.updates
 
@@ -196,7 +196,7 @@ def test_gentler_settings_survive_a_resume(make_policy, make_rollout, tmp_path):
     learner.save(tmp_path / 'state')
     resumed = Learner(make_policy(), RUINOUS)
     resumed.load(tmp_path / 'state')
-    assert (resumed.dipod.learning_rate, resumed.dipod.epochs) == (2.5, 2)
+    assert (resumed.algorithm.config.learning_rate, resumed.algorithm.config.epochs) == (2.5, 2)
     assert [g['lr'] for g in resumed.optimizer.param_groups] == [2.5]
     assert resumed.alarms == 1
     assert run(learner, make_rollout, 1) == run(resumed, make_rollout, 1)
@@ -206,10 +206,10 @@ def test_without_an_alarm_a_resume_may_change_the_settings(make_policy, make_rol
     learner = Learner(make_policy(), QUICK)
     run(learner, make_rollout, 1)
     learner.save(tmp_path / 'state')
-    faster = replace(QUICK, dipod=replace(QUICK.dipod, learning_rate=7e-4))
+    faster = replace(QUICK, algorithm=replace(QUICK.algorithm, learning_rate=7e-4))
     resumed = Learner(make_policy(), faster)
     resumed.load(tmp_path / 'state')
-    assert resumed.dipod.learning_rate == 7e-4
+    assert resumed.algorithm.config.learning_rate == 7e-4
     assert [g['lr'] for g in resumed.optimizer.param_groups] == [7e-4]
 
 
@@ -263,7 +263,7 @@ def test_the_ratio_counts_from_the_policy_that_acted(make_policy, make_rollout):
     """Decisions of version 0 after version 1 was made: the first ratios are not 1."""
     settings = replace(
         QUICK,
-        dipod=replace(QUICK.dipod, epochs=1, minibatches=1, learning_rate=1e-2, clip=1e-3),
+        algorithm=replace(QUICK.algorithm, epochs=1, minibatches=1, learning_rate=1e-2, clip=1e-3),
         health=HealthConfig(max_cfm_ratio=9.0, min_action_std_ratio=0.0),
     )
     learner = Learner(make_policy(), settings)
@@ -299,7 +299,7 @@ def test_a_state_of_another_network_is_refused(make_policy, tmp_path):
         assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('field', ['version', 'recent', 'dipod', 'alarms'])
+@pytest.mark.parametrize('field', ['version', 'recent', 'algorithm', 'alarms'])
 def test_a_state_without_a_field_is_refused(make_policy, make_rollout, tmp_path, field):
     learner = Learner(make_policy(), RUINOUS)
     run(learner, make_rollout, 1)

@@ -11,8 +11,9 @@ import pytest
 torch = pytest.importorskip('torch')
 
 from dipod_ros.errors import UserError  # noqa: E402
+from dipod_ros.learning.algorithms.base import UpdateStopped  # noqa: E402
+from dipod_ros.learning.algorithms.dipod import DipodConfig  # noqa: E402
 from dipod_ros.learning.critic import CriticConfig  # noqa: E402
-from dipod_ros.learning.dipod import DipodConfig, UpdateStopped  # noqa: E402
 from dipod_ros.learning.distill import DistillConfig  # noqa: E402
 from dipod_ros.learning.learner import LearnerConfig  # noqa: E402
 from dipod_ros.learning.run import RunConfig, TrainingRun, read_metrics  # noqa: E402
@@ -21,7 +22,7 @@ from dipod_ros.policy.flow import load_policy  # noqa: E402
 
 QUICK = RunConfig(
     learner=LearnerConfig(
-        dipod=DipodConfig(epochs=2, minibatches=2, samples_per_action=2),
+        algorithm=DipodConfig(epochs=2, minibatches=2, samples_per_action=2),
         critic=CriticConfig(width=8, epochs=1),
         critic_warmup_updates=1,
         gap_every=0,
@@ -33,7 +34,7 @@ RUINOUS = replace(
     QUICK,
     learner=replace(
         QUICK.learner,
-        dipod=replace(QUICK.learner.dipod, learning_rate=5.0, max_grad_norm=1e6),
+        algorithm=replace(QUICK.learner.algorithm, learning_rate=5.0, max_grad_norm=1e6),
         critic_warmup_updates=0,
     ),
 )
@@ -134,7 +135,7 @@ def test_a_collapse_makes_no_checkpoint(open_run, improve, tmp_path):
     assert run.latest is run.initial
     assert not list(tmp_path.glob('run/checkpoints/*'))
     again = open_run(RUINOUS)
-    assert again.learner.alarms == 1 and again.learner.dipod.learning_rate == 2.5
+    assert again.learner.alarms == 1 and again.learner.algorithm.config.learning_rate == 2.5
 
 
 def test_a_checkpoint_whose_update_was_never_saved_is_made_again(open_run, improve, tmp_path):
@@ -207,7 +208,9 @@ def test_metrics_of_a_collapse_are_json_too(open_run, improve, tmp_path):
     """JSON has no NaN; other readers than Python's stop at one."""
     absurd = replace(
         RUINOUS,
-        learner=replace(RUINOUS.learner, dipod=replace(RUINOUS.learner.dipod, learning_rate=1e30)),
+        learner=replace(
+            RUINOUS.learner, algorithm=replace(RUINOUS.learner.algorithm, learning_rate=1e30)
+        ),
     )
     improve(open_run(absurd))
     line = (tmp_path / 'run' / 'metrics.jsonl').read_text()

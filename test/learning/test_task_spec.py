@@ -9,8 +9,8 @@ import pytest
 torch = pytest.importorskip('torch')
 pytest.importorskip('mujoco')
 
+from dipod_ros.learning.algorithms.dipod import DipodConfig  # noqa: E402
 from dipod_ros.learning.critic import CriticConfig  # noqa: E402
-from dipod_ros.learning.dipod import DipodConfig  # noqa: E402
 from dipod_ros.learning.evaluate import evaluate_policy  # noqa: E402
 from dipod_ros.learning.learner import Learner, LearnerConfig  # noqa: E402
 from dipod_ros.learning.rollout import collect_episodes  # noqa: E402
@@ -69,7 +69,7 @@ def test_worlds_give_whole_episodes_that_repeat(env, policy):
 
 def test_a_learner_takes_what_the_worlds_give(env, policy):
     settings = LearnerConfig(
-        dipod=DipodConfig(epochs=1, samples_per_action=2),
+        algorithm=DipodConfig(epochs=1, samples_per_action=2),
         critic=CriticConfig(width=8, epochs=1),
         critic_warmup_updates=0,
         gap_every=0,

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DiPOD: FPO++ policy gradients with an on-policy ELBO regulariser. torch only; one file.
+
+The policy gradient of a flow policy is taken through its evidence bound, because the likelihood of
+an action is not at hand. Two things then drift: the bound leaves the likelihood (a bad action can
+be made "less likely" by spoiling the bound), and with it the gradient of the bound leaves the
+policy gradient. DiPOD (arXiv 2606.13795) adds to every update the bound of the policy's own
+actions, which is self-distillation: it moves no probability, it keeps the bound tight.
+
+    L = L_PG + beta * mean ell       (Algorithm 2 and Eq. 7 of arXiv 2606.13795, -ell ~ ELBO)
+
+    L_PG  FPO++ (arXiv 2602.02481): per-sample ratio rho = exp(ell_old - ell) on the same (t, eps),
+          inside a PPO clip, or ASPO: PPO clip for A >= 0 and SPO for A < 0. With ratio='action'
+          the losses of an action are averaged before exp(), which is FPO (arXiv 2507.21053, Eq. 6).
+    ell   the conditional flow-matching loss of the stored action, see policy/path.py.
+
+beta is in units of the normalised advantage (root mean square 1): the direction is
+(A + beta) grad ELBO. It acts on the stored (a, t, eps) and is never clipped. beta = 0 is FPO++.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from dipod_ros.errors import UserError
+from dipod_ros.learning.algorithms.base import (
+    Algorithm,
+    Batch,
+    UpdateConfig,
+    bounded_log_ratio,
+    clip_fraction,
+    clipped_surrogate,
+)
+from dipod_ros.policy.flow import FlowPolicy
+from dipod_ros.policy.path import PathSamples, cfm_loss, draw_path_samples
+
+TRUST_REGIONS = ('ppo', 'aspo')
+RATIOS = ('sample', 'action')
+REGULARISED = ('all', 'positive', 'negative')
+ANCHORS = ('own', 'start')
+
+# An adaptive beta stays within these; its logarithm moves by at most BETA_STEP per estimate.
+BETA_RANGE = (1e-3, 3.0)
+BETA_STEP = 0.7
+
+
+@dataclass(frozen=True)
+class DipodConfig(UpdateConfig):
+    """Hyper-parameters of the update; the defaults suit 64 episodes per update on a robot."""
+
+    # On-policy ELBO regulariser, in units of the normalised advantage.
+    beta: float = 0.03
+    # Above 0, beta is adapted (dual ascent) until the measured ELBO gap is this many nats.
+    gap_target: float = 0.0
+    samples_per_action: int = 8  # Monte-Carlo (t, eps) per action
+    clip: float = 0.2
+    trust_region: str = 'ppo'
+    ratio: str = 'sample'
+    # exp() of a large difference of losses is one sample outweighing the batch (FPO++, Table A.1).
+    log_ratio_max: float = 3.0
+    # Controls that tell the regulariser from its side effects: on which decisions it acts, and
+    # whether it holds the policy's own actions or those of the policy that learning started from.
+    regularise: str = 'all'
+    anchor: str = 'own'
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, allowed in (
+            ('trust_region', TRUST_REGIONS),
+            ('ratio', RATIOS),
+            ('regularise', REGULARISED),
+            ('anchor', ANCHORS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise UserError(f'{name} {getattr(self, name)!r} is not one of {list(allowed)}')
+        for name in ('beta', 'gap_target'):
+            if not getattr(self, name) >= 0:
+                raise UserError(f'{name} must not be negative, got {getattr(self, name)}')
+        self.require_at_least_one('samples_per_action')
+        self.require_above_zero('clip', 'log_ratio_max')
+
+    def build(self) -> Dipod:
+        """Return the method."""
+        return Dipod(self)
+
+
+def dipod_loss(
+    ell: torch.Tensor,
+    ell_old: torch.Tensor,
+    advantages: torch.Tensor,
+    config: DipodConfig,
+    beta: float | None = None,
+    regularised: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Return the DiPOD loss of one minibatch and what it says about the update.
+
+    Args:
+        ell: losses of the present policy [B, S], with gradient.
+        ell_old: losses of the policy that acted, on the same (t, eps) [B, S].
+        advantages: normalised advantages [B].
+        config: clip and trust region.
+        beta: weight of the regulariser, when not that of `config`.
+        regularised: losses that the regulariser holds down [B, S], when not `ell`.
+
+    """
+    beta = config.beta if beta is None else beta
+    old, new = ell_old, ell
+    if config.ratio == 'action':
+        old, new = ell_old.mean(1, keepdim=True), ell.mean(1, keepdim=True)
+    rho = bounded_log_ratio(old - new, config.log_ratio_max).exp()
+    a = advantages[:, None]
+    surrogate = clipped_surrogate(rho, a, config.clip)
+    if config.trust_region == 'aspo':
+        # SPO on A < 0: a quadratic pull back to rho = 1 (arXiv 2602.02481, Eq. 11-12).
+        spo = rho * a - a.abs() / (2 * config.clip) * (rho - 1).square()
+        surrogate = torch.where(a >= 0, surrogate, spo)
+    loss = -surrogate.mean()
+    if beta > 0:
+        held = ell if regularised is None else regularised
+        if config.regularise != 'all':
+            chosen = a >= 0 if config.regularise == 'positive' else a < 0
+            held = held * chosen
+        loss = loss + beta * held.mean()
+    stats = {
+        'clip_fraction': clip_fraction(rho, a, config.clip),
+        'ratio_mean': float(rho.detach().mean()),
+        'cfm_loss': float(ell.detach().mean()),
+    }
+    return loss, stats
+
+
+class Dipod(Algorithm):
+    """Algorithm 2 of arXiv 2606.13795 on FPO++."""
+
+    config: DipodConfig
+
+    def __init__(self, config: DipodConfig) -> None:
+        """Begin with the configured beta."""
+        super().__init__(config)
+        self.beta = config.beta if config.gap_target == 0 else max(config.beta, BETA_RANGE[0])
+        self._start: FlowPolicy | None = None
+
+    def start(self, policy: FlowPolicy) -> FlowPolicy:
+        """Return a copy that learns."""
+        self._start = policy.clone() if self.config.anchor == 'start' else None
+        return super().start(policy)
+
+    def remember(
+        self, behaviour: FlowPolicy, batch: Batch, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        """Return (t, eps) [M, S], [M, S, D] and the losses of the policy that acted [M, S]."""
+        dim = batch.actions.shape[-1]
+        samples = draw_path_samples(len(batch), self.config.samples_per_action, dim, generator)
+        ell = cfm_loss(behaviour, batch.actions, batch.observations, samples)
+        memory = {'t': samples.t, 'eps': samples.eps, 'ell_old': ell}
+        if self._start is not None:
+            noise = torch.randn(len(batch), self._start.spec.noise_size, generator=generator)
+            memory['anchor'] = self._start.sample(batch.observations, noise)
+        return memory
+
+    def loss(self, policy: FlowPolicy, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
+        """Return the loss of a minibatch; the regulariser reuses the surrogate's forward pass."""
+        samples = PathSamples(batch.memory['t'], batch.memory['eps'])
+        ell = cfm_loss(policy, batch.actions, batch.observations, samples)
+        held = None
+        if 'anchor' in batch.memory and self.beta > 0:
+            held = cfm_loss(policy, batch.memory['anchor'], batch.observations, samples)
+        return dipod_loss(
+            ell, batch.memory['ell_old'], batch.advantages, self.config, self.beta, held
+        )
+
+    def observe(self, metrics: dict[str, float]) -> None:
+        """Adapt beta to a gap that was measured: dual ascent on E[log pi - ELBO] <= gap_target."""
+        gap, target = metrics.get('elbo_gap_nats', math.nan), self.config.gap_target
+        if target > 0 and math.isfinite(gap):
+            step = max(-BETA_STEP, min(BETA_STEP, 0.5 * (gap / target - 1)))
+            low, high = BETA_RANGE
+            self.beta = max(low, min(high, self.beta * math.exp(step)))
+
+    def state(self) -> dict[str, float]:
+        """Return the present beta."""
+        return {'beta': self.beta}
+
+    def load_state(self, state: dict[str, float]) -> None:
+        """Put an adapted beta back; a fixed one is that of the configuration."""
+        if self.config.gap_target > 0:
+            self.beta = float(state['beta'])
