@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One process of test_parallel: learns on fixed rollouts and writes what became of the policy."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from dipod_ros.learning import parallel
+from dipod_ros.learning.algorithms.self_distillation import InterleavedConfig
+from dipod_ros.learning.critic import CriticConfig
+from dipod_ros.learning.health import HealthConfig
+from dipod_ros.learning.learner import Learner, LearnerConfig
+from dipod_ros.learning.rollout import Rollout
+from dipod_ros.policy.flow import load_policy
+
+
+def rollout_of(learner: Learner) -> Rollout:
+    """Return 90 decisions of the present policy; the reward likes one direction."""
+    policy, count = learner.behaviour(learner.version), 90
+    rng = np.random.default_rng(learner.updates)
+    observations = rng.normal(size=(count, policy.spec.observation_size)).astype(np.float32)
+    noise = rng.normal(size=(count, policy.spec.noise_size)).astype(np.float32)
+    chunks = policy.act(observations, noise)
+    rewards = (chunks.reshape(count, -1)[:, 0] > 0).astype(np.float32)
+    last = np.ones(count, dtype=bool)
+    return Rollout(
+        observations=observations,
+        noise=noise,
+        chunks=chunks,
+        rewards=rewards,
+        next_observations=observations,
+        terminated=last,
+        last=last,
+        version=np.full(count, learner.version, dtype=np.int64),
+        success=rewards > 0,
+        returns=rewards,
+        control_steps=count,
+    )
+
+
+def main(checkpoint: str, folder: str) -> None:
+    """Learn for three updates and write the weights and the metrics."""
+    parallel.join()
+    settings = LearnerConfig(
+        # 90 rows in 4 minibatches of 23, 23, 23 and 21: two processes never share them evenly.
+        algorithm=InterleavedConfig(beta=0.1, epochs=3, minibatches=4, samples_per_action=4),
+        critic=CriticConfig(width=16, epochs=2),
+        health=HealthConfig(states=16, actions_per_state=4, max_cfm_ratio=9.0),
+        critic_warmup_updates=0,
+        gap_every=0,
+    )
+    learner = Learner(load_policy(checkpoint), settings)
+    rows = [learner.update(rollout_of(learner)) for _ in range(3)]
+    name = f'{parallel.world_size()}-{parallel.rank()}'
+    save_file(dict(learner.policy.state_dict()), Path(folder) / f'{name}.safetensors')
+    (Path(folder) / f'{name}.json').write_text(json.dumps(rows))
+    parallel.leave()
+
+
+if __name__ == '__main__':
+    torch.set_num_threads(1)
+    main(*sys.argv[1:])

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two real processes under torchrun learn what one process learns from the same data."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip('torch')
+
+from safetensors.torch import load_file  # noqa: E402
+
+from dipod_ros.learning import parallel  # noqa: E402
+
+WORKER = Path(__file__).with_name('parallel_worker.py')
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
+
+
+def launch(processes, *arguments):
+    """Run the worker in `processes` processes, all on this machine."""
+    command = [sys.executable]
+    if processes > 1:
+        command += ['-m', 'torch.distributed.run', f'--nproc-per-node={processes}', '--nnodes=1']
+        command += ['--master-addr=127.0.0.1', f'--master-port={free_port()}']
+    environment = os.environ | {'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo'}
+    done = subprocess.run(
+        [*command, str(WORKER), *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_two_processes_learn_what_one_learns(make_policy, tmp_path):
+    make_policy().save(tmp_path / 'start')
+    launch(1, tmp_path / 'start', tmp_path)
+    launch(2, tmp_path / 'start', tmp_path)
+    names = ['1-0', '2-0', '2-1']
+    rows = [json.loads((tmp_path / f'{n}.json').read_text()) for n in names]
+    weights = [load_file(tmp_path / f'{n}.safetensors') for n in names]
+    start = make_policy().state_dict()
+    for name, alone in weights[0].items():
+        # Sums in another order: round-off, which Adam's division makes visible in small gradients.
+        torch.testing.assert_close(weights[1][name], alone, rtol=0, atol=2e-5)
+        assert torch.equal(weights[1][name], weights[2][name]), f'{name} differs between the two'
+    assert any((weights[0][n] - start[n]).abs().max() > 1e-3 for n in start)
+    for alone, first, second in zip(*rows, strict=True):
+        assert first == second
+        assert first.keys() == alone.keys()
+        for name in ('policy_loss', 'cfm_loss', 'gradient_norm', 'ratio_mean', 'clip_fraction'):
+            assert first[name] == pytest.approx(alone[name], rel=1e-3, abs=1e-5), name
+
+
+def test_alone_nothing_is_shared():
+    index = torch.arange(5)
+    assert torch.equal(parallel.share(index), index)
+    assert (parallel.rank(), parallel.world_size()) == (0, 1)
+    assert parallel.sum_values({'a': 1.5}) == {'a': 1.5}
+    parallel.join()
+    assert parallel.world_size() == 1
