@@ -43,7 +43,8 @@ def sample(velocity: Velocity, noise: torch.Tensor, spec: SamplerSpec) -> torch.
 
     Args:
         velocity: the field v(x, t).
-        noise: standard normal numbers [B, D], or [B, steps * D] for the `sde` solver.
+        noise: standard normal numbers [B, D], [B, steps * D] for the `sde` solver and
+            [B, (1 + steps) * D] for `chain`: the start, then what is added after each step.
         spec: solver and steps.
 
     Returns:
@@ -54,14 +55,14 @@ def sample(velocity: Velocity, noise: torch.Tensor, spec: SamplerSpec) -> torch.
     `sde`:      x <- (1-s) a_hat + sqrt(s^2 - var) eps_hat + sqrt(var) z, with a_hat = x - t v,
                 eps_hat = x + (1-t) v and var the ancestral variance times sde_scale^2: the sampler
                 for which the denoising loss is an evidence bound.
+    `chain`:    x <- x - v(x, t) / K + noise_std z, the last step included, so that every step is a
+                Gaussian with a density (arXiv 2409.00588, section 4.3; arXiv 2505.22094).
 
     """
     dt = 1.0 / spec.steps
-    if spec.solver == 'sde':
-        draws = noise.chunk(spec.steps, dim=-1)
-        x = draws[0]
-    else:
-        x = noise
+    count = spec.noise_size(1)
+    draws = noise.chunk(count, dim=-1) if count > 1 else (noise,)
+    x = draws[0]
     for k in range(spec.steps):
         t = 1.0 - k * dt
         v = velocity(x, t)
@@ -69,6 +70,8 @@ def sample(velocity: Velocity, noise: torch.Tensor, spec: SamplerSpec) -> torch.
             x = x - dt * v
         elif spec.solver == 'midpoint':
             x = x - dt * velocity(x - dt / 2 * v, t - dt / 2)
+        elif spec.solver == 'chain':
+            x = x - dt * v + spec.noise_std * draws[k + 1]
         else:
             s = max(0.0, t - dt) if k < spec.steps - 1 else 0.0
             std = spec.sde_scale * ancestral_std(t, s)

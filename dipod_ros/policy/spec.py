@@ -13,7 +13,7 @@ from dipod_ros.errors import UserError
 from dipod_ros.policy.limits import JointLimits
 
 SOURCES = ('joint_position', 'joint_velocity', 'command', 'point', 'vector')
-SOLVERS = ('euler', 'midpoint', 'sde')
+SOLVERS = ('euler', 'midpoint', 'sde', 'chain')
 ACTIONS = ('joint_delta',)
 # Kinds of network, with the sizes that each needs.
 NETWORKS = {'residual_mlp': ('width', 'depth')}
@@ -65,6 +65,9 @@ class SamplerSpec:
     steps: int = 5
     # Share of the ancestral noise that the `sde` solver injects: 0 is Euler, 1 is ancestral.
     sde_scale: float = 1.0
+    # Standard deviation of the noise that the `chain` solver adds after each of its Euler steps, in
+    # normalised action units: exploration whose likelihood is exact (arXiv 2409.00588).
+    noise_std: float = 0.15
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
@@ -73,6 +76,10 @@ class SamplerSpec:
             raise SpecError(f'sampler: steps must be within 1..1000, got {self.steps}')
         if not 0 <= self.sde_scale <= 1:
             raise SpecError(f'sampler: sde_scale must be within 0..1, got {self.sde_scale}')
+        if not 0 < self.noise_std <= 1:
+            raise SpecError(
+                f'sampler: noise_std must be above 0 and at most 1, got {self.noise_std}'
+            )
 
     @property
     def evaluations(self) -> int:
@@ -80,8 +87,12 @@ class SamplerSpec:
         return self.steps * (2 if self.solver == 'midpoint' else 1)
 
     def noise_size(self, action_size: int) -> int:
-        """Numbers of Gaussian noise per chunk; the SDE draws fresh noise between steps."""
-        return action_size * (self.steps if self.solver == 'sde' else 1)
+        """Numbers of Gaussian noise per chunk: the start, and what a solver adds after its steps.
+
+        `sde` adds none after the last step, `chain` does.
+        """
+        added = {'sde': self.steps - 1, 'chain': self.steps}.get(self.solver, 0)
+        return action_size * (1 + added)
 
     def __str__(self) -> str:
         return f'{self.solver}-{self.steps} ({self.evaluations} evaluations)'
@@ -199,6 +210,7 @@ class PolicySpec:
                 'solver': self.sampler.solver,
                 'steps': self.sampler.steps,
                 'sde_scale': self.sampler.sde_scale,
+                'noise_std': self.sampler.noise_std,
             },
         }
 
@@ -231,6 +243,7 @@ class PolicySpec:
                     solver=str(sampler['solver']),
                     steps=int(sampler['steps']),
                     sde_scale=float(sampler.get('sde_scale', 1.0)),
+                    noise_std=float(sampler.get('noise_std', 0.15)),
                 ),
             )
         except UserError:

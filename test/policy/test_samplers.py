@@ -110,7 +110,25 @@ def test_every_draw_of_the_sde_matters_and_the_last_step_adds_none():
     assert torch.all(out[:, 1] == out[0, 1])
 
 
-@pytest.mark.parametrize('solver', ['euler', 'midpoint', 'sde'])
+def test_a_chain_is_euler_with_noise_after_every_step_the_last_included():
+    """By hand, v = 2 x and K = 2: x <- 0 * x + .3 z each time, so only the last draw is left."""
+    spec = SamplerSpec('chain', 2, noise_std=0.3)
+    out = sample(lambda x, t: 2 * x, torch.tensor([[5.0, 1.0, -1.0]]), spec)
+    assert out.item() == pytest.approx(-0.3)
+    # v = x: x1 = 5 / 2 + .3 = 2.8, x2 = 2.8 / 2 - .3 = 1.1
+    out = sample(lambda x, t: x, torch.tensor([[5.0, 1.0, -1.0]]), spec)
+    assert out.item() == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize('steps', [1, 4])
+def test_a_chain_without_noise_is_euler(steps):
+    start = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    silent = torch.cat([start, torch.zeros(5, 3 * steps, dtype=torch.float64)], 1)
+    chain = sample(curved_field, silent, SamplerSpec('chain', steps))
+    assert torch.equal(chain, sample(curved_field, start, SamplerSpec('euler', steps)))
+
+
+@pytest.mark.parametrize('solver', ['euler', 'midpoint', 'sde', 'chain'])
 @pytest.mark.parametrize('steps', [1, 3, 10])
 def test_the_field_is_asked_at_the_announced_times(solver, steps):
     spec = SamplerSpec(solver, steps)
@@ -126,12 +144,14 @@ def test_the_field_is_asked_at_the_announced_times(solver, steps):
     assert asked[0] == 1.0 and all(0 < t <= 1 for t in asked)
 
 
-@pytest.mark.parametrize(('solver', 'draws'), [('euler', 1), ('midpoint', 1), ('sde', 5)])
+@pytest.mark.parametrize(
+    ('solver', 'draws'), [('euler', 1), ('midpoint', 1), ('sde', 5), ('chain', 6)]
+)
 def test_noise_per_chunk(solver, draws):
     assert SamplerSpec(solver, 5).noise_size(35) == 35 * draws
 
 
-@pytest.mark.parametrize('solver', ['euler', 'midpoint', 'sde'])
+@pytest.mark.parametrize('solver', ['euler', 'midpoint', 'sde', 'chain'])
 def test_rows_of_a_batch_do_not_meet(solver):
     spec = SamplerSpec(solver, 3)
     noise = torch.randn(4, spec.noise_size(3), generator=torch.Generator().manual_seed(1))

@@ -25,6 +25,15 @@ def test_sizes_follow_from_streams_joints_and_sampler(make_spec):
     spec = make_spec(size=2, horizon=3)
     assert (spec.observation_size, spec.action_size, spec.noise_size) == (5, 6, 6)
     assert make_spec(size=2, horizon=3, sampler=SamplerSpec('sde', 4)).noise_size == 24
+    assert make_spec(size=2, horizon=3, sampler=SamplerSpec('chain', 4)).noise_size == 30
+
+
+def test_the_noise_of_a_chain_is_in_the_manifest_and_older_manifests_have_none(make_spec):
+    spec = make_spec(sampler=SamplerSpec('chain', 4, noise_std=0.2))
+    data = yaml.safe_load(yaml.safe_dump(spec.to_dict()))
+    assert PolicySpec.from_dict(data).sampler == spec.sampler
+    del data['sampler']['noise_std']
+    assert PolicySpec.from_dict(data).sampler == SamplerSpec('chain', 4, noise_std=0.15)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +64,9 @@ def test_the_command_needs_no_topic():
         {'steps': 1001},
         {'solver': 'sde', 'sde_scale': -0.1},
         {'solver': 'sde', 'sde_scale': 1.1},
+        {'solver': 'chain', 'noise_std': 0.0},
+        {'solver': 'chain', 'noise_std': 1.1},
+        {'solver': 'chain', 'noise_std': float('nan')},
     ],
 )
 def test_a_sampler_that_does_not_exist_is_refused(options):
