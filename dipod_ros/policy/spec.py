@@ -14,7 +14,9 @@ from dipod_ros.policy.limits import JointLimits
 
 SOURCES = ('joint_position', 'joint_velocity', 'command', 'point', 'vector')
 SOLVERS = ('euler', 'midpoint', 'sde', 'chain')
-ACTIONS = ('joint_delta',)
+# joint_delta: rad per control step, from the last commanded control point.
+# raw: actions in the env's own units; benchmark environments only.
+ACTIONS = ('joint_delta', 'raw')
 # Kinds of network, with the sizes that each needs.
 NETWORKS = {'residual_mlp': ('width', 'depth')}
 
@@ -163,6 +165,11 @@ class PolicySpec:
         Joint order may differ (streams and commands are mapped by name). The robot's own limits
         are the ones enforced; position ranges that do not overlap mean another robot.
         """
+        if self.action == 'raw':
+            return (
+                f'the checkpoint is for the benchmark environment {self.robot}: its actions are '
+                'in units of that environment, which no robot takes'
+            )
         if set(limits.joints) != set(self.joints):
             missing = [j for j in limits.joints if j not in self.joints]
             unknown = [j for j in self.joints if j not in limits.joints]
