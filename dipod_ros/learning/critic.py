@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from dipod_ros.errors import UserError
 from dipod_ros.learning.rollout import Rollout
 from dipod_ros.policy.flow import FlowPolicy
 
@@ -23,16 +26,27 @@ class CriticConfig:
     minibatches: int = 4
     gamma: float = 0.99  # discount per decision
     gae_lambda: float = 0.95
+    # Newest rollouts that the values are fitted to. The policy moves little between them, and one
+    # rollout of 64 episodes is too little to tell luck from value.
+    history: int = 4
+    # Whether the critic is told how many decisions the episode is old. It is not deployed, and an
+    # episode that ends at a deadline has no value function of the observation alone.
+    clock: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ('width', 'depth', 'epochs', 'minibatches', 'history'):
+            if not getattr(self, name) >= 1:
+                raise UserError(f'critic {name} must be at least 1, got {getattr(self, name)}')
 
 
 class Critic(nn.Module):
-    """V(o) on normalised observations [B, O] -> [B]."""
+    """V(o, k) on normalised observations and, with `clock`, the episode's age: [B, O+1] -> [B]."""
 
     def __init__(self, observation_size: int, config: CriticConfig) -> None:
         """Build the network with random weights from torch's global seed."""
         super().__init__()
         layers: list[nn.Module] = []
-        size = observation_size
+        size = observation_size + config.clock
         for _ in range(config.depth):
             layers += [nn.Linear(size, config.width), nn.SiLU()]
             size = config.width
@@ -71,6 +85,20 @@ def generalized_advantages(
     return advantages
 
 
+# A unit of the clock input is this many decisions, which keeps it near the size of the others.
+CLOCK_UNIT = 10.0
+
+
+def decision_index(last: torch.Tensor) -> torch.Tensor:
+    """Return how many decisions came before each one in its episode, float [M].
+
+    `last` [M] marks the ends of episodes that stand one after another.
+    """
+    position = torch.arange(len(last))
+    starts = torch.where(torch.roll(last, 1).index_fill(0, torch.tensor([0]), True), position, 0)
+    return (position - torch.cummax(starts, 0).values).float()
+
+
 class CriticTrainer:
     """Fits a critic to lambda-returns and turns rollouts into advantages."""
 
@@ -79,13 +107,14 @@ class CriticTrainer:
         self.config = config
         self.critic = Critic(observation_size, config)
         self.optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.learning_rate)
+        # (inputs, lambda-returns) of the rollouts before, oldest first
+        self._memory: deque[tuple[torch.Tensor, torch.Tensor]] = deque(maxlen=config.history - 1)
 
     def advantages(self, policy: FlowPolicy, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
         """Return advantages [M] and lambda-returns [M] under the present critic."""
         with torch.no_grad():
-            o = policy.normalizer.observation(torch.from_numpy(rollout.observations))
-            n = policy.normalizer.observation(torch.from_numpy(rollout.next_observations))
-            values, next_values = self.critic(o), self.critic(n)
+            values = self.critic(self._inputs(policy, rollout))
+            next_values = self.critic(self._inputs(policy, rollout, following=True))
         advantages = generalized_advantages(
             torch.from_numpy(rollout.rewards),
             values,
@@ -104,19 +133,52 @@ class CriticTrainer:
         returns: torch.Tensor,
         generator: torch.Generator,
     ) -> float:
-        """Regress values on `returns` [M]; return the explained variance before the fit."""
-        o = policy.normalizer.observation(torch.from_numpy(rollout.observations))
+        """Regress values on `returns` [M] and on the rollouts kept from before.
+
+        Returns the explained variance of `returns` before the fit.
+        """
+        inputs = self._inputs(policy, rollout)
         with torch.no_grad():
-            residual = returns - self.critic(o)
+            residual = returns - self.critic(inputs)
             explained = 1 - float(
                 residual.var(unbiased=False) / (returns.var(unbiased=False) + 1e-8)
             )
-        count = len(returns)
+        rollouts = [*self._memory, (inputs, returns)]
+        x, y = (torch.cat(part) for part in zip(*rollouts, strict=True))
         for _ in range(self.config.epochs):
-            order = torch.randperm(count, generator=generator)
-            for index in order.chunk(self.config.minibatches):
-                loss = (self.critic(o[index]) - returns[index]).square().mean()
+            order = torch.randperm(len(y), generator=generator)
+            # As many rows per gradient step as without a memory.
+            for index in order.chunk(self.config.minibatches * len(rollouts)):
+                loss = (self.critic(x[index]) - y[index]).square().mean()
                 self.optimizer.zero_grad()
                 loss.backward()
                 self.optimizer.step()
+        self._memory.append((inputs, returns))
         return explained
+
+    def memory(self) -> dict[str, torch.Tensor]:
+        """Return the rollouts kept, as tensors by name."""
+        return {
+            f'critic_memory.{i}.{name}': value
+            for i, pair in enumerate(self._memory)
+            for name, value in zip(('inputs', 'returns'), pair, strict=True)
+        }
+
+    def set_memory(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put back what `memory` returned; other names are ignored."""
+        self._memory.clear()
+        for i in range(self.config.history - 1):
+            name = f'critic_memory.{i}'
+            if f'{name}.inputs' in tensors:
+                self._memory.append((tensors[f'{name}.inputs'], tensors[f'{name}.returns']))
+
+    def _inputs(
+        self, policy: FlowPolicy, rollout: Rollout, following: bool = False
+    ) -> torch.Tensor:
+        """Return what the critic sees at each decision, or after it."""
+        raw = rollout.next_observations if following else rollout.observations
+        o = policy.normalizer.observation(torch.from_numpy(raw))
+        if not self.config.clock:
+            return o
+        index = decision_index(torch.from_numpy(rollout.last)) + following
+        return torch.cat([o, index[:, None] / CLOCK_UNIT], dim=1)

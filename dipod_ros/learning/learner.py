@@ -288,6 +288,7 @@ class Learner:
             | pack_module('critic', self.critic.critic)
             | pack_optimizer('policy_adam', self.optimizer)
             | pack_optimizer('critic_adam', self.critic.optimizer)
+            | self.critic.memory()
         )
 
     def _restore(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -295,6 +296,7 @@ class Learner:
         unpack_module('critic', self.critic.critic, tensors)
         unpack_optimizer('policy_adam', self.optimizer, tensors)
         unpack_optimizer('critic_adam', self.critic.optimizer, tensors)
+        self.critic.set_memory(tensors)
 
     def _remember(self) -> None:
         self._recent[self.version] = self.policy.clone()

@@ -8,9 +8,11 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
+from dipod_ros.errors import UserError  # noqa: E402
 from dipod_ros.learning.critic import (  # noqa: E402
     CriticConfig,
     CriticTrainer,
+    decision_index,
     generalized_advantages,
 )
 
@@ -65,7 +67,7 @@ def test_what_followed_the_end_is_ignored_whatever_it_is():
 @pytest.fixture
 def trainer():
     torch.manual_seed(0)
-    return CriticTrainer(2, CriticConfig(width=64))
+    return CriticTrainer(2, CriticConfig(width=64, clock=False))
 
 
 def test_the_critic_finds_a_known_value_function(make_policy, make_rollout, trainer):
@@ -139,3 +141,62 @@ def test_fits_repeat_with_their_generator(make_policy, make_rollout):
         trainer.fit(policy, rollout, torch.ones(len(rollout)), torch.Generator().manual_seed(seed))
         nets.append(torch.cat([p.flatten() for p in trainer.critic.parameters()]))
     assert torch.equal(nets[0], nets[1]) and not torch.equal(nets[0], nets[2])
+
+
+def test_the_clock_counts_decisions_within_each_episode():
+    last = torch.tensor([False, False, True, True, False, True])
+    assert decision_index(last).tolist() == [0, 1, 2, 0, 0, 1]
+
+
+def test_with_a_clock_a_value_of_time_alone_is_found(make_policy, make_rollout):
+    """Reward at the deadline, observations without meaning: only the clock can tell the value."""
+    policy = make_policy()
+    rollout = make_rollout(policy, episodes=64, length=4)
+    truth = decision_index(torch.from_numpy(rollout.last))
+    explained = {}
+    for clock in (False, True):
+        torch.manual_seed(0)
+        trainer = CriticTrainer(2, CriticConfig(width=64, epochs=60, clock=clock))
+        trainer.fit(policy, rollout, truth, torch.Generator().manual_seed(0))
+        other = make_rollout(policy, episodes=64, length=4, seed=1)
+        explained[clock] = trainer.fit(policy, other, truth, torch.Generator().manual_seed(0))
+    assert explained[True] > 0.95 and explained[False] < 0.3
+
+
+def test_a_memory_of_rollouts_gives_better_values(make_policy, make_rollout):
+    """Returns that are half luck: values from eight rollouts err less than values from one."""
+    policy = make_policy()
+    error = {}
+    probe = torch.randn(500, 2, generator=torch.Generator().manual_seed(99))
+    for history in (1, 8):
+        torch.manual_seed(0)
+        trainer = CriticTrainer(2, CriticConfig(width=64, history=history, clock=False))
+        for seed in range(10):
+            rollout = make_rollout(policy, episodes=64, length=1, seed=seed)
+            truth = torch.from_numpy(rollout.observations[:, 0]).sign()
+            luck = torch.randn(64, generator=torch.Generator().manual_seed(seed))
+            trainer.fit(policy, rollout, truth + luck, torch.Generator().manual_seed(seed))
+        residual = trainer.critic(probe).detach() - probe[:, 0].sign()
+        error[history] = float(residual.square().mean())
+        assert len(trainer.memory()) == 2 * (history - 1)
+    assert error[8] < 0.8 * error[1]
+
+
+def test_the_memory_survives_a_round_trip(make_policy, make_rollout):
+    policy = make_policy()
+    trainer, other = (CriticTrainer(2, CriticConfig(width=8, history=3)) for _ in range(2))
+    for seed in range(4):
+        rollout = make_rollout(policy, seed=seed)
+        generator = torch.Generator().manual_seed(0)
+        trainer.fit(policy, rollout, torch.full((len(rollout),), float(seed)), generator)
+    kept = trainer.memory()
+    assert [float(kept[f'critic_memory.{i}.returns'][0]) for i in (0, 1)] == [2.0, 3.0]
+    other.set_memory(kept | {'critic.layers.0.weight': torch.zeros(1)})
+    assert all(torch.equal(kept[k], v) for k, v in other.memory().items())
+    assert other.memory().keys() == kept.keys()
+
+
+@pytest.mark.parametrize('name', ['width', 'depth', 'epochs', 'minibatches', 'history'])
+def test_settings_below_one_are_refused_by_name(name):
+    with pytest.raises(UserError, match=name):
+        CriticConfig(**{name: 0})
