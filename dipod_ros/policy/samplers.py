@@ -56,7 +56,7 @@ def sample(velocity: Velocity, noise: torch.Tensor, spec: SamplerSpec) -> torch.
                 eps_hat = x + (1-t) v and var the ancestral variance times sde_scale^2: the sampler
                 for which the denoising loss is an evidence bound.
     `chain`:    x <- x - v(x, t) / K + noise_std z, the last step included, so that every step is a
-                Gaussian with a density (arXiv 2409.00588, section 4.3; arXiv 2505.22094).
+                Gaussian with a density (arXiv 2409.00588, section 4; arXiv 2505.22094).
 
     """
     dt = 1.0 / spec.steps
