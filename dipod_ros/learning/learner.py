@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -81,6 +82,8 @@ class Learner:
         self.control_steps = 0
         self.episodes = 0
         self.alarms = 0
+        # Processor time in the epochs; not a metric, since metrics repeat and times do not.
+        self.gradient_s = 0.0
         self._recent: OrderedDict[int, FlowPolicy] = OrderedDict()
         self._remember()
 
@@ -133,6 +136,7 @@ class Learner:
             )
         elif update >= config.critic_warmup_updates:
             batch = self._with_memory(batch, rollout, torch_rng(config.seed, 'path', update))
+            begun_s = time.process_time()
             try:
                 metrics |= run_epochs(
                     self.algorithm,
@@ -145,6 +149,7 @@ class Learner:
             except UpdateStopped:
                 self._restore(begun)
                 raise
+            self.gradient_s += time.process_time() - begun_s
             rng = torch_rng(config.seed, 'after', update)
             metrics |= self.algorithm.after_epochs(self.policy, batch, update, rng)
             moved = True
