@@ -3,6 +3,7 @@
 
 The benchmarks themselves are bench_engine.py, bench_sim.py and bench_serve.py: modules with
 `measure(options) -> dict`. What they measure, and every key, is in docs/benchmarks.md.
+`dipod bench learn` is bench_learn.py: it takes hours, so `all` does not include it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from dipod_ros.cli import bench_learn
 from dipod_ros.cli.output import add_json_argument, write_json
+from dipod_ros.errors import UserError
 
-HELP = 'measure latency and throughput beside their baselines'
+HELP = 'measure latency, throughput and learning beside their baselines'
 
 BENCHES = ('engine', 'sim', 'serve')
 
@@ -26,9 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         'what',
         nargs='?',
-        choices=(*BENCHES, 'all'),
+        choices=(*BENCHES, 'all', 'learn'),
         help='engine: ONNX Runtime and PyTorch; sim: physics alone and through ROS; serve: from '
-        'observation to command; without this all three, quickly',
+        'observation to command; learn: methods of online learning, for hours; without this the '
+        'first three, quickly',
     )
     parser.add_argument(
         '--checkpoint',
@@ -49,12 +53,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--quick', action='store_true', help='few repetitions: shows that it works, not how fast'
     )
     add_json_argument(parser)
+    bench_learn.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure what was asked for, print one table each, then write everything at once."""
     # Before torch is imported: more threads on shared cores are slower, and not what is compared.
     os.environ['OMP_NUM_THREADS'] = '1'
+    if args.what == 'learn':
+        return bench_learn.run(args)
+    if bench_learn.given(args):
+        raise UserError(f'{bench_learn.given(args)[0]} belongs to `dipod bench learn`')
     from dipod_ros.cli.bench_measure import Options
     from dipod_ros.cli.bench_report import machine_facts, table
 

@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training run of the benchmark: a job in, a file of results out; a killed one goes on.
+
+    <run_dir>/<task>/<regime>/<method>/seed<k>.json             the result, written last
+                                       seed<k>.run.json         while it learns: its curve ...
+                                       seed<k>.state.safetensors  ... and its learner
+                                       seed<k>.policy/          checkpoint at the end
+
+The learner's collapse alarm is off, unless the method says otherwise: a benchmark has to see what
+a method does by itself. What the alarm would have said is recorded. torch, no ROS.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dipod_ros.errors import UserError
+from dipod_ros.learning.experiment_score import gap, measure
+from dipod_ros.learning.experiment_start import make_worlds, start_folder, start_policy
+from dipod_ros.learning.health import HealthConfig
+from dipod_ros.learning.learner import Learner, LearnerConfig
+from dipod_ros.learning.rollout import Rollout, collect_episodes
+from dipod_ros.learning.seeding import numpy_rng
+from dipod_ros.learning.suites import METHODS, REGIMES, TASKS, Job, update_config
+from dipod_ros.policy.atomic import write_file
+from dipod_ros.policy.checkpoint import read_manifest
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 'dipod_ros.learn/1'
+# Updates between states on disk; a killed job repeats at most these.
+SAVE_EVERY = 10
+# Success and return are read off the mean of this many updates.
+SMOOTHING = 5
+# Collapsed: the smoothed score ends below this share of the best that it ever was.
+COLLAPSE = 0.5
+ALARM = HealthConfig()
+# Only a policy that is no number any more is put back.
+NO_ALARM = HealthConfig(max_cfm_ratio=math.inf, min_action_std_ratio=0.0)
+CURVE = (
+    'success_rate', 'return_mean', 'cfm_ratio', 'action_std_ratio', 'clip_fraction',
+    'explained_variance', 'beta', 'lag_mean', 'alarms',
+)  # fmt: skip
+
+Progress = Callable[[float, str], None]
+
+
+class Interrupted(Exception):  # noqa: N818 - an event, not an error
+    """A job was asked to stop; what it has done is on disk."""
+
+
+def run_job(
+    job: Job,
+    run_dir: Path,
+    progress: Progress = lambda share, text: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Run a job, or what is left of it, and return its result; one that is there is only read.
+
+    Args:
+        job: what to run.
+        run_dir: folder of the benchmark.
+        progress: called with the share that is done and a few words.
+        stop: asked between updates; True saves, and raises Interrupted.
+
+    """
+    file = job.file(run_dir)
+    done = read_result(file)
+    if done is not None:
+        start = read_manifest(start_folder(job.task, run_dir)).sha256
+        if not _fits(settings_of(job, start), done['settings']):
+            log.warning('%s was made with other settings; delete it to make it again', file)
+        return done
+    training = Training(job, Path(run_dir))
+    while not training.finished:
+        if stop():
+            training.save()
+            raise Interrupted(str(job))
+        text = training.step()
+        progress(0.8 * min(1.0, training.learner.control_steps / training.budget), text)
+        if training.finished or training.learner.updates % SAVE_EVERY == 0:
+            training.save()
+    began = time.monotonic()
+    keeps_flow = training.learner.algorithm.keeps_flow
+    figures = measure(
+        job,
+        training.learner.policy,
+        keeps_flow,
+        lambda share: progress(0.8 + 0.2 * share, 'measuring'),
+    )
+    result = training.report() | figures | {'measure_s': time.monotonic() - began}
+    training.learner.policy.save(
+        job.file(run_dir, '.policy'), lineage={'start': training.start_sha256}, overwrite=True
+    )
+    write_json(file, result)
+    training.discard()
+    progress(1.0, 'done')
+    return result
+
+
+class Training:
+    """Learning of one job up to its budget of control steps; goes on where a killed one stopped."""
+
+    def __init__(self, job: Job, run_dir: Path) -> None:
+        """Take up what is on disk, when it was made with the same settings, or begin."""
+        self.job, self.task, self.regime = job, TASKS[job.task], REGIMES[job.regime]
+        self.method, config = METHODS[job.method], update_config(job)
+        self.budget = self.regime.control_steps or int(self.regime.budget * self.task.control_steps)
+        self.episodes = self.regime.episodes or self.task.episodes
+        self._state_file = job.file(run_dir, '.state.safetensors')
+        self._run_file = job.file(run_dir, '.run.json')
+        start, self.start_sha256 = start_policy(job, run_dir)
+        # A method that adapts to the gap measures it itself, as part of learning.
+        self._gap_inside = getattr(config, 'gap_target', 0) > 0
+        self.learner = Learner(
+            start,
+            LearnerConfig(
+                algorithm=config,
+                health=ALARM if self.method.guarded else NO_ALARM,
+                max_lag=self.regime.lag,
+                gap_every=self.regime.gap_every if self._gap_inside else 0,
+                seed=job.seed,
+            ),
+        )
+        self.settings = settings_of(job, self.start_sha256)
+        self.curve: list[dict[str, float]] = []
+        self.gap_curve: list[list[float]] = []
+        self.seconds = {'rollout': 0.0, 'update': 0.0, 'other': 0.0, 'cpu': 0.0}
+        self._versions: list[int] = []  # that collected rollout i
+        self._pending: deque[Rollout] = deque()
+        self._env = make_worlds(job, self.episodes, seed=job.seed)
+        self._check(start)
+        self._resume()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget has been learned from."""
+        return self.learner.control_steps >= self.budget
+
+    def step(self) -> str:
+        """Collect, update, and note what happened; return it in a few words."""
+        began, cpu = time.monotonic(), time.process_time()
+        while len(self._pending) <= self.regime.lag:
+            self._versions.append(self.learner.version)
+            self._pending.append(self._collect(len(self._versions) - 1))
+        collected = time.monotonic()
+        rollout = self._pending.popleft()
+        metrics = self.learner.update(rollout)
+        updated = time.monotonic()
+        self.seconds['rollout'] += collected - began
+        self.seconds['update'] += updated - collected
+        row = {name: float(metrics[name]) for name in CURVE if name in metrics}
+        row |= {'control_steps': self.learner.control_steps, 'episodes': self.learner.episodes}
+        self.curve.append(row)
+        self.seconds['other'] += time.monotonic() - updated
+        self.seconds['cpu'] += time.process_time() - cpu
+        self._measure_gap(metrics, rollout)
+        return f'success {row["success_rate"]:.2f}'
+
+    def save(self) -> None:
+        """Write the state; the curve first, so that it never lacks an update of the learner."""
+        began = time.monotonic()
+        notes = {
+            'settings': self.settings,
+            'curve': self.curve,
+            'gap_curve': self.gap_curve,
+            'seconds': self.seconds,
+            'versions': self._versions,
+        }
+        write_json(self._run_file, notes)
+        self.learner.save(self._state_file)
+        self.seconds['other'] += time.monotonic() - began
+
+    def discard(self) -> None:
+        """Remove the state: the result is there."""
+        self._state_file.unlink(missing_ok=True)
+        self._run_file.unlink(missing_ok=True)
+
+    def report(self) -> dict[str, Any]:
+        """Return everything that learning itself has to say."""
+        steps = np.array([row['control_steps'] for row in self.curve])
+        name = 'success_rate' if self.task.score_kind == 'success' else 'return_mean'
+        score = smooth([row[name] for row in self.curve])
+        minutes = self.learner.policy.spec.control_period_s / 60
+        result = {
+            'schema': SCHEMA,
+            'job': asdict(self.job),
+            'settings': self.settings,
+            'score_kind': self.task.score_kind,
+            'control_steps': self.learner.control_steps,
+            'minutes': self.learner.control_steps * minutes,
+            'episodes': self.learner.episodes,
+            'updates': self.learner.updates,
+            'wall_s': sum(self.seconds[k] for k in ('rollout', 'update', 'other')),
+            **{f'{name}_s': value for name, value in self.seconds.items()},
+            'curve': self.curve,
+            'gap_curve': self.gap_curve,
+            'action_std_ratio': self.curve[-1].get('action_std_ratio'),
+            'alarms': self.learner.alarms,
+            'alarm_at': self._alarm_at(),
+            'collapsed': collapsed(score),
+        }
+        for level, key in ((0.8, '08'), (0.95, '095')):
+            reached = steps_to(level, steps, score) if name == 'success_rate' else None
+            result[f'steps_to_{key}'] = reached
+            result[f'minutes_to_{key}'] = None if reached is None else reached * minutes
+        return result
+
+    def _collect(self, number: int) -> Rollout:
+        """Collect rollout `number` with the version that was, or is, due; repeatable."""
+        version = self._versions[number]
+        policy = self.learner.behaviour(version)
+        rng = numpy_rng(self.job.seed, 'rollout', number)
+        return collect_episodes(
+            self._env,
+            policy.act,
+            policy.spec.noise_size,
+            rng,
+            seed=int(rng.integers(2**31)),
+            version=version,
+        )
+
+    def _measure_gap(self, metrics: dict[str, float], rollout: Rollout) -> None:
+        """Note the gap when it is due; not part of the time of learning."""
+        done = self.learner.updates
+        if self._gap_inside:
+            value = metrics.get('elbo_gap_nats')
+        elif self.learner.algorithm.keeps_flow and (done - 1) % self.regime.gap_every == 0:
+            value = gap(self.learner.policy, rollout.observations, self.job.seed, done)
+        else:
+            value = None
+        if value is not None:
+            self.gap_curve.append([self.learner.control_steps, float(value)])
+
+    def _alarm_at(self) -> int | None:
+        """Return the control steps at which the alarm would have fired first, or did."""
+        keeps_flow = self.learner.algorithm.keeps_flow
+        for row in self.curve:
+            cfm = row['cfm_ratio'] if keeps_flow else 0.0
+            fine = cfm <= ALARM.max_cfm_ratio
+            if not (fine and row['action_std_ratio'] >= ALARM.min_action_std_ratio):
+                return int(row['control_steps'])
+        return None
+
+    def _check(self, start) -> None:
+        got = self._env.single_observation_space.shape, self._env.single_action_space.shape
+        spec = start.spec
+        if got != ((spec.observation_size,), (spec.horizon, len(spec.joints))):
+            raise UserError(
+                f'the start of {self.job.task} is for observations of {spec.observation_size} and '
+                f'chunks of {spec.horizon} x {len(spec.joints)}; its worlds have {got}'
+            )
+
+    def _resume(self) -> None:
+        if not (self._state_file.is_file() and self._run_file.is_file()):
+            return
+        notes = json.loads(self._run_file.read_text(encoding='utf-8'))
+        if not _fits(self.settings, notes['settings']):
+            log.warning('%s begins again: its settings have changed', self.job)
+            return
+        self.learner.load(self._state_file)
+        done = self.learner.updates
+        self.curve = _numbers(notes['curve'][:done])
+        steps = self.learner.control_steps
+        self.gap_curve = [point for point in _numbers(notes['gap_curve']) if point[0] <= steps]
+        self.seconds = notes['seconds']
+        # Rollouts that were collected and not yet learned from are collected again, by the same
+        # versions with the same noise.
+        self._versions = notes['versions'][: done + self.regime.lag]
+        self._pending.extend(self._collect(i) for i in range(done, len(self._versions)))
+
+
+def settings_of(job: Job, start_sha256: str) -> dict[str, Any]:
+    """Return everything that decides a result besides the program, as plain values."""
+    settings = {
+        'method': asdict(METHODS[job.method]),
+        'config': asdict(update_config(job)),
+        'task': asdict(TASKS[job.task]),
+        'regime': asdict(REGIMES[job.regime]),
+        'start_sha256': start_sha256,
+    }
+    for part in ('method', 'regime'):
+        del settings[part]['about']
+    return json.loads(json.dumps(_plain(settings)))
+
+
+def smooth(values: list[float]) -> np.ndarray:
+    """Return the mean of the last SMOOTHING values at each place; NaN where there are fewer."""
+    values = np.asarray(values, dtype=float)
+    out = np.full(len(values), np.nan)
+    for i in range(SMOOTHING - 1, len(values)):
+        out[i] = values[i - SMOOTHING + 1 : i + 1].mean()
+    return out
+
+
+def steps_to(level: float, steps: np.ndarray, smoothed: np.ndarray) -> int | None:
+    """Return the control steps after which the smoothed score first is `level`, or None."""
+    reached = np.flatnonzero(smoothed >= level)
+    return int(steps[reached[0]]) if len(reached) else None
+
+
+def collapsed(smoothed: np.ndarray) -> bool:
+    """Return whether the smoothed score ended below half of the best that it was."""
+    known = smoothed[np.isfinite(smoothed)]
+    return bool(len(known) and known.max() > 0 and known[-1] < COLLAPSE * known.max())
+
+
+def read_result(file: Path) -> dict[str, Any] | None:
+    """Return a result, or None when there is none; raises UserError for a file that is none."""
+    if not Path(file).is_file():
+        return None
+    try:
+        result = json.loads(Path(file).read_text(encoding='utf-8'))
+        if result['schema'] == SCHEMA:
+            return result
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f'{file} is no result of this benchmark: delete it to make it again')
+
+
+def write_json(file: Path, values: dict[str, Any]) -> None:
+    """Write values atomically; what is no number becomes null. Raises UserError."""
+    text = json.dumps(_plain(values), indent=1, allow_nan=False) + '\n'
+    try:
+        write_file(Path(file), text.encode())
+    except OSError as error:
+        raise UserError(f'cannot write {file}: {error.strerror or error}') from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _numbers(value: Any) -> Any:
+    """Turn null back into NaN."""
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    return math.nan if value is None else value
+
+
+def _fits(mine: Any, other: Any) -> bool:
+    """Return whether two settings agree in all that both name: a newer program has more names."""
+    if isinstance(mine, dict) and isinstance(other, dict):
+        return all(_fits(mine[key], other[key]) for key in mine.keys() & other.keys())
+    return mine == other

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results of the benchmark of learning as rows, one per task, regime and method, and as tables.
+
+Every key of a row is in docs/bench_learn.md. The pictures are in learn_plots.py.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dipod_ros.errors import UserError
+from dipod_ros.learning.experiment import read_result, write_json
+from dipod_ros.learning.experiment_pool import read_error
+from dipod_ros.learning.statistics import (
+    Estimate,
+    estimate,
+    few_runs,
+    interquartile_mean,
+    probability_of_improvement,
+)
+from dipod_ros.learning.suites import BASELINE, TASKS, Job
+from dipod_ros.policy.atomic import write_file
+
+SWEEP = ('1', '2', '4', '10', '50')
+
+
+@dataclass
+class Report:
+    """Everything that the results of some jobs say together."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    # (task, regime, method) -> results of its seeds
+    results: dict[tuple[str, str, str], list[dict[str, Any]]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    # (regime, method) -> estimate over all tasks that are judged by success
+    aggregates: dict[tuple[str, str], Estimate] = field(default_factory=dict)
+
+
+def collect(jobs: Sequence[Job], run_dir: Path) -> Report:
+    """Read what there is of some jobs; those without a result or an error count as missing."""
+    report = Report()
+    groups: dict[tuple[str, str, str], list[Job]] = {}
+    for job in jobs:
+        groups.setdefault((job.task, job.regime, job.method), []).append(job)
+    for key, group in groups.items():
+        results = [read_result(job.file(run_dir)) for job in group]
+        report.results[key] = [result for result in results if result is not None]
+    missing = 0
+    for key, group in groups.items():
+        errors = {}
+        for job in group:
+            error = job.file(run_dir, '.error.json')
+            if job.file(run_dir).is_file():
+                continue
+            if error.is_file():
+                errors[job.seed] = read_error(error)
+            else:
+                missing += 1
+        if report.results[key] or errors:
+            report.rows.append(_row(key, report, errors))
+    if missing:
+        report.warnings.append(f'{missing} of {len(jobs)} jobs are not done: partial results')
+    counts = {'/'.join(key): len(runs) for key, runs in report.results.items()}
+    report.warnings += few_runs(counts)
+    _aggregate(report)
+    return report
+
+
+def scores(report: Report, regime: str, method: str) -> dict[str, list[float]]:
+    """Return the final scores of a method by task."""
+    return {
+        key[0]: [run['score'] for run in runs]
+        for key, runs in report.results.items()
+        if key[1:] == (regime, method) and runs
+    }
+
+
+def _row(key: tuple[str, str, str], report: Report, errors: dict[int, str]) -> dict[str, Any]:
+    task, regime, method = key
+    runs = report.results[key]
+    row: dict[str, Any] = {
+        'task': task,
+        'regime': regime,
+        'method': method,
+        'seeds': len(runs),
+        'score_kind': TASKS[task].score_kind,
+        'failed': len(errors),
+        'errors': {str(seed): text for seed, text in errors.items()},
+    }
+    if not runs:
+        return row
+    own = [run['score'] for run in runs]
+    whole = estimate({task: own})
+    baseline = [run['score'] for run in report.results.get((task, regime, BASELINE), [])]
+    better = math.nan
+    if method != BASELINE:
+        better = probability_of_improvement({task: own}, {task: baseline})
+    row |= {
+        'iqm': whole.iqm,
+        'ci_low': whole.low,
+        'ci_high': whole.high,
+        'scores': own,
+        'better_than_baseline': better,
+        'env_steps': _mean(runs, 'control_steps'),
+        'wall_s': _mean(runs, 'wall_s'),
+        'update_s': _mean(runs, 'update_s'),
+        'rollout_s': _mean(runs, 'rollout_s'),
+        'cpu_s': _mean(runs, 'cpu_s'),
+        'gap_nats': _mean(runs, 'gap_nats'),
+        'action_std': _mean(runs, 'action_std_ratio'),
+        'student': _middle(runs, lambda run: run.get('student')),
+        'collapsed': sum(run['collapsed'] for run in runs),
+        'alarmed': sum(run['alarm_at'] is not None for run in runs),
+        'rolled_back': sum(run['alarms'] for run in runs),
+    }
+    for k in SWEEP:
+        row[f'success_k{k}'] = _middle(runs, lambda run, k=k: run['sweep'].get(k))
+    for k in ('1', '10'):
+        row[f'zero_noise_k{k}'] = _middle(runs, lambda run, k=k: run['zero_noise'].get(k))
+    for level in ('08', '095'):
+        # A run that never got there has no number, and leaving it out would flatter the method:
+        # the median counts it as infinitely long.
+        for unit in ('steps', 'minutes'):
+            name = f'{unit}_to_{level}'
+            values = [math.inf if run[name] is None else run[name] for run in runs]
+            row[name] = float(np.median(values))
+        row[f'reached_{level}'] = sum(run[f'steps_to_{level}'] is not None for run in runs)
+    return row
+
+
+def _mean(runs: Sequence[dict[str, Any]], name: str) -> float:
+    values = [run[name] for run in runs if run.get(name) is not None]
+    return float(np.mean(values)) if values else math.nan
+
+
+def _middle(runs: Sequence[dict[str, Any]], pick: Callable[[dict[str, Any]], Any]) -> float:
+    values = [value for value in map(pick, runs) if value is not None]
+    return interquartile_mean(values) if values else math.nan
+
+
+def _aggregate(report: Report) -> None:
+    """Estimate each method over all tasks, where there is more than one with the same score."""
+    pairs = dict.fromkeys((regime, method) for _, regime, method in report.results)
+    for regime, method in pairs:
+        by_task = scores(report, regime, method)
+        by_task = {t: runs for t, runs in by_task.items() if TASKS[t].score_kind == 'success'}
+        if len(by_task) > 1:
+            report.aggregates[regime, method] = estimate(by_task)
+
+
+COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
+    ('method', lambda row: row['method']),
+    ('seeds', lambda row: str(row['seeds'])),
+    ('score, IQM [95 %]', lambda row: _interval(row)),
+    ('to 0.8 (min)', lambda row: _reached(row, '08')),
+    ('to 0.95 (min)', lambda row: _reached(row, '095')),
+    *((f'K={k}', lambda row, k=k: _number(row.get(f'success_k{k}'))) for k in SWEEP),
+    ('student', lambda row: _number(row.get('student'))),
+    ('gap (nats)', lambda row: _number(row.get('gap_nats'))),
+    ('std', lambda row: _number(row.get('action_std'))),
+    ('collapsed', lambda row: _count(row, 'collapsed')),
+    ('alarm', lambda row: _count(row, 'alarmed')),
+    ('update (s)', lambda row: _number(row.get('update_s'))),
+)
+
+
+def markdown(report: Report) -> str:
+    """Return a table for each task and regime, the aggregate over tasks, and the warnings."""
+    parts = []
+    for task, regime in dict.fromkeys((row['task'], row['regime']) for row in report.rows):
+        rows = [r for r in report.rows if (r['task'], r['regime']) == (task, regime)]
+        steps = [r['env_steps'] for r in rows if r.get('env_steps')]
+        about = f', {np.mean(steps):.0f} control steps' if steps else ''
+        kind = rows[0]['score_kind']
+        parts.append(f'### {task}, {regime} (score: {kind}{about})\n')
+        parts.append(
+            _table([name for name, _ in COLUMNS], [[f(r) for _, f in COLUMNS] for r in rows])
+        )
+        for row in rows:
+            parts += [f'failed: {row["method"]} seed {k}: {e}' for k, e in row['errors'].items()]
+    if report.aggregates:
+        parts.append('### over all tasks judged by success\n')
+        lines = []
+        for (regime, method), whole in report.aggregates.items():
+            better = probability_of_improvement(
+                scores(report, regime, method), scores(report, regime, BASELINE)
+            )
+            lines.append([regime, method, str(whole), _number(better)])
+        header = ['regime', 'method', 'IQM [95 %]', f'P(better than {BASELINE})']
+        parts.append(_table(header, lines))
+    parts += [f'Warning: {text}' for text in report.warnings]
+    return '\n'.join(parts) if parts else 'no results yet'
+
+
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """Write learn.json, learn.md and the pictures; return their paths. Raises UserError."""
+    from dipod_ros.learning.learn_plots import draw
+
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / 'learn.json', report.rows)
+        write_file(folder / 'learn.md', (markdown(report) + '\n').encode())
+        pictures = draw(report, folder)
+    except OSError as error:
+        raise UserError(f'cannot write {folder}: {error.strerror or error}') from error
+    return [folder / 'learn.json', folder / 'learn.md', *pictures]
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """Read the rows of a learn.json."""
+    return json.loads(Path(file).read_text(encoding='utf-8'))
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = ['---'] * len(header)
+    return '\n'.join('| ' + ' | '.join(cells) + ' |' for cells in (header, rule, *lines)) + '\n'
+
+
+def _interval(row: dict[str, Any]) -> str:
+    if row['seeds'] == 0:
+        return 'failed'
+    if row['seeds'] == 1:
+        return f'{row["iqm"]:.3g} (one seed)'
+    return str(Estimate(row['iqm'], row['ci_low'], row['ci_high']))
+
+
+def _reached(row: dict[str, Any], level: str) -> str:
+    if row['seeds'] == 0 or row['score_kind'] != 'success':
+        return ''
+    text = f'{row[f"reached_{level}"]}/{row["seeds"]}'
+    minutes = row[f'minutes_to_{level}']
+    return f'{minutes:.0f} ({text})' if math.isfinite(minutes) else f'never ({text})'
+
+
+def _number(value: float | None) -> str:
+    return '' if value is None or not math.isfinite(value) else f'{value:.3g}'
+
+
+def _count(row: dict[str, Any], name: str) -> str:
+    return f'{row[name]}/{row["seeds"]}' if name in row else ''
