@@ -66,6 +66,8 @@ setup(
             'ros-jazzy-common-interfaces>=5.3.6',
             'ros-jazzy-rmw-fastrtps-cpp>=8.4.3',
         ],
+        # The external benchmarks (docs/external.md). imageio: Gymnasium's own MuJoCo envs import it.
+        'bench': ['ogbench>=1.2.2', 'stable-baselines3>=2.9', 'imageio>=2.14'],
         'test': ['pytest>=7', 'pytest-timeout>=2.1', 'hypothesis>=6'],
         'dev': [
             'pytest>=7',

@@ -217,13 +217,15 @@ def test_cube_start_is_that_of_the_task_and_of_its_seed(cube):
 def test_cube_oracle_without_flaws_succeeds_and_flaws_are_what_fails_it(cube):
     from dipod_ros.sim.external.ogbench_demos import Flaws, collect_cube
 
-    good = collect_cube(4, seed=0, flaws=Flaws((1.0, 1.0), 0.0, 0.0))
+    good = collect_cube(3, seed=0, flaws=Flaws((1.0, 1.0), 0.0, 0.0))
     assert good.success.all()
-    bad = collect_cube(4, seed=0, flaws=Flaws((0.1, 0.1), 0.0, 0.0))
+    bad = collect_cube(2, seed=0, flaws=Flaws((0.1, 0.1), 0.0, 0.0))
     assert not bad.success.any()
-    assert bad.actions.shape == (4 * 16, 5, 5) and bad.observations.shape == (4 * 16, 29)
-    again = collect_cube(4, seed=0, flaws=Flaws((0.1, 0.1), 0.0, 0.0))
-    np.testing.assert_array_equal(bad.actions, again.actions)
+    assert bad.actions.shape == (2 * 76, 5, 5) and bad.observations.shape == (2 * 76, 29)
+    # Rows overlap by all but one control step.
+    np.testing.assert_array_equal(bad.actions[1:76, :-1], bad.actions[:75, 1:])
+    again = collect_cube(1, seed=0, flaws=Flaws((0.1, 0.1), 0.0, 0.0))
+    np.testing.assert_array_equal(bad.actions[:76], again.actions)
 
 
 def test_external_tasks_have_all_that_a_spec_needs():

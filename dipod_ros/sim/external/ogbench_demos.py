@@ -32,9 +32,10 @@ def collect_cube(
     flaws: Flaws | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Demonstrations:
-    """Record episodes of OgbenchCubeEnv, failures included, one row per chunk executed.
+    """Record episodes of OgbenchCubeEnv, failures included.
 
-    `progress` is called with 1 after each episode. Raises UserError when OGBench is missing.
+    A chunk begins at every control step, not at every fifth: the rows overlap. `progress` is
+    called with 1 after each episode. Raises UserError when OGBench is missing.
     """
     from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle
 
@@ -52,21 +53,20 @@ def collect_cube(
         # The oracle draws where to go after its success from numpy's global generator.
         oracle._final_pos = rng.uniform(*env.cube._arm_sampling_bounds)
         oracle._final_yaw = rng.uniform(-np.pi, np.pi)
-        placed = False
-        for step in range(0, env.max_steps, env.horizon):
-            observations.append(env.observe_world(0, step))
-            chunk = np.empty((env.horizon, 5))
-            for k in range(env.horizon):
-                seen = env.describe(0)
-                seen['privileged/block_0_pos'] = seen['privileged/block_0_pos'] + offset
-                action = oracle.select_action(None, seen)
-                action[:4] *= speed
-                chunk[k] = np.clip(action + rng.normal(0, flaws.noise, 5), -1, 1)
-                placed |= env.advance(0, chunk[k])
-            actions.append(chunk)
-            owners.append(episode)
-            if placed:
-                break
+        seen, done, placed = [], [], False
+        # To the end of the chunk in which it succeeds, as an episode of the env is played.
+        while len(done) < env.max_steps and not (placed and len(done) % env.horizon == 0):
+            seen.append(env.observe_world(0, len(done)))
+            state = env.describe(0)
+            state['privileged/block_0_pos'] = state['privileged/block_0_pos'] + offset
+            action = oracle.select_action(None, state)
+            action[:4] *= speed
+            done.append(np.clip(action + rng.normal(0, flaws.noise, 5), -1, 1))
+            placed |= env.advance(0, done[-1])
+        windows = len(done) - env.horizon + 1
+        observations += seen[:windows]
+        actions += [done[k : k + env.horizon] for k in range(windows)]
+        owners += [episode] * windows
         success.append(placed)
         if progress is not None:
             progress(1)
