@@ -102,7 +102,7 @@ def _learn(jobs: list, run_dir: Path, workers: int, minutes: float | None):
     if minutes != 0:
         # Before the workers, which would all wait for the first to have made it.
         for task in dict.fromkeys(job.task for job in missing):
-            start_folder(task, run_dir)
+            start_folder(task, say=print)
     done = len(jobs) - len(missing)
     form = '{desc}: {n:.1f}/{total} {bar} {elapsed}<{remaining}{postfix}'
     # A log file needs no picture of every moment.

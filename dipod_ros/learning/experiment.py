@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from dipod_ros.errors import UserError
+from dipod_ros.learning.critic import CriticConfig
 from dipod_ros.learning.experiment_score import gap, measure
 from dipod_ros.learning.experiment_start import make_worlds, start_folder, start_policy
 from dipod_ros.learning.health import HealthConfig
@@ -77,7 +78,7 @@ def run_job(
     file = job.file(run_dir)
     done = read_result(file)
     if done is not None:
-        start = read_manifest(start_folder(job.task, run_dir)).sha256
+        start = read_manifest(start_folder(job.task)).sha256
         if not _fits(settings_of(job, start), done['settings']):
             log.warning('%s was made with other settings; delete it to make it again', file)
         return done
@@ -99,9 +100,9 @@ def run_job(
         lambda share: progress(0.8 + 0.2 * share, 'measuring'),
     )
     result = training.report() | figures | {'measure_s': time.monotonic() - began}
-    training.learner.policy.save(
-        job.file(run_dir, '.policy'), lineage={'start': training.start_sha256}, overwrite=True
-    )
+    if training.method.flow:  # a Gaussian has no checkpoint
+        lineage = {'start': training.start_sha256, 'job': str(job)}
+        training.learner.policy.save(job.file(run_dir, '.policy'), lineage=lineage, overwrite=True)
     write_json(file, result)
     training.discard()
     progress(1.0, 'done')
@@ -285,6 +286,7 @@ def settings_of(job: Job, start_sha256: str) -> dict[str, Any]:
     settings = {
         'method': asdict(METHODS[job.method]),
         'config': asdict(update_config(job)),
+        'critic': asdict(CriticConfig()),
         'task': asdict(TASKS[job.task]),
         'regime': asdict(REGIMES[job.regime]),
         'start_sha256': start_sha256,

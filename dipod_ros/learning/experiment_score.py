@@ -63,16 +63,18 @@ def score_of(job: Job, rate: SuccessRate) -> float:
     return rate.success if TASKS[job.task].score_kind == 'success' else rate.return_mean
 
 
-def deterministic_sampler(policy: FlowPolicy, keeps_flow: bool) -> SamplerSpec:
-    """Return a sampler whose noise belongs to one action, with which a policy can be distilled.
+def without_noise(policy: FlowPolicy, keeps_flow: bool) -> FlowPolicy:
+    """Return a policy of the same weights whose noise belongs to one action: it can be distilled.
 
     A method that keeps the flow is midpoint's to integrate; one that trained the steps of a chain
-    keeps these steps, without their noise.
+    keeps these steps, without what is added after them.
     """
     own = policy.spec.sampler
-    if own.solver != 'sde':
-        return own
-    return SWEEP[10] if keeps_flow else SamplerSpec('euler', own.steps)
+    if hasattr(policy, 'to_flow'):
+        return policy.to_flow()
+    if own.solver in ('euler', 'midpoint'):
+        return policy
+    return policy.with_sampler(SWEEP[10] if keeps_flow else SamplerSpec('euler', own.steps))
 
 
 def measure(
@@ -114,7 +116,7 @@ def measure(
             score = score_of(job, rate(with_sampler, effort.sweep, zero_noise=True))
             result['zero_noise'][str(evaluations)] = score
     progress(6 / 8)
-    teacher = policy.with_sampler(deterministic_sampler(policy, keeps_flow))
+    teacher = without_noise(policy, keeps_flow)
     observations = _observations(job, env, teacher, effort.final)
     if keeps_flow:
         result['gap_nats'] = gap(policy, observations, job.seed, 'final')

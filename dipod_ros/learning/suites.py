@@ -104,7 +104,7 @@ class Method:
     # With the learner's collapse alarm: roll back, then half the learning rate and half the epochs.
     guarded: bool = False
     sampler: SamplerSpec | None = None  # instead of the one of the checkpoint
-    # Whether a velocity field makes the actions, so that other numbers of steps mean something.
+    # Whether steps of a sampler make the actions, so that other numbers of them mean something.
     flow: bool = True
 
 
@@ -123,7 +123,7 @@ METHODS = {
     'fpo': Method('FPO, ratio per action', settings={'beta': 0.0, 'ratio': 'action'}),
     'aspo': Method('FPO++ with ASPO', settings={'beta': 0.0, 'trust_region': 'aspo'}),
     'dppo': Method('DPPO', 'dppo', 'DppoConfig'),
-    'reinflow': Method('ReinFlow', 'reinflow', 'ReinflowConfig'),
+    'reinflow': Method('ReinFlow', 'reinflow', 'ReinFlowConfig'),
     'gaussian_ppo': Method('Gaussian PPO', 'gaussian_ppo', 'GaussianPpoConfig', flow=False),
     'fpo++_guarded': Method('FPO++ with the alarm', settings={'beta': 0.0}, guarded=True),
     'small_clip': Method('FPO++, clip 0.05', settings={'beta': 0.0, 'clip': 0.05}),

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of the benchmark of learning. matplotlib, no display."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dipod_ros.learning.experiment import smooth
+from dipod_ros.learning.suites import METHODS, REGIMES, TASKS
+
+if TYPE_CHECKING:
+    from dipod_ros.learning.learn_report import Report
+
+POINTS = 200
+# Regimes that differ in the clip alone, and the clip of each.
+CLIPS = {'clip_0.05': 0.05, 'default': 0.2, 'clip_0.5': 0.5, 'clip_1.0': 1.0}
+Curve = tuple[np.ndarray, np.ndarray]
+
+
+def draw(report: Report, folder: Path) -> list[Path]:
+    """Draw whatever the results are enough for; return the paths of the pictures."""
+    pictures = []
+    for task, regime in dict.fromkeys(
+        (key[0], key[1]) for key, runs in report.results.items() if runs
+    ):
+        runs = {k[2]: v for k, v in report.results.items() if k[:2] == (task, regime) and v}
+        name = f'{task}_{regime}'
+        kind = TASKS[task].score_kind
+        title = f'{task}, {REGIMES[regime].about}'
+        pictures += [
+            _curves(folder / f'curve_{name}.png', runs, _learning, kind, title),
+            _curves(folder / f'gap_{name}.png', runs, _gap, 'ELBO gap (nats)', title),
+            _sweep(folder / f'sweep_{name}.png', runs, kind, title),
+        ]
+    for task in dict.fromkeys(key[0] for key in report.results):
+        pictures.append(_clips(folder / f'clip_{task}.png', report, task))
+        pictures.append(_ends(folder / f'long_{task}.png', report, task))
+    return [path for path in pictures if path is not None]
+
+
+def band(curves: list[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return steps, mean, lowest and highest of curves (steps, values), where all have values."""
+    start = max(x[0] for x, _ in curves)
+    end = min(x[-1] for x, _ in curves)
+    grid = np.linspace(start, max(start, end), POINTS)
+    values = np.stack([np.interp(grid, x, y) for x, y in curves])
+    return grid, values.mean(0), values.min(0), values.max(0)
+
+
+def _learning(run: dict[str, Any]) -> Curve:
+    name = 'success_rate' if run['score_kind'] == 'success' else 'return_mean'
+    x = np.array([row['control_steps'] for row in run['curve']], dtype=float)
+    y = np.array([row[name] for row in run['curve']], dtype=float)
+    smoothed = smooth(y)
+    known = np.isfinite(smoothed)
+    # A run too short to smooth is drawn as it is.
+    return (x[known], smoothed[known]) if known.any() else (x, y)
+
+
+def _gap(run: dict[str, Any]) -> Curve:
+    points = [p for p in run['gap_curve'] if p[1] is not None]
+    x, y = np.array(points, dtype=float).reshape(-1, 2).T
+    return x, y
+
+
+def _curves(
+    path: Path,
+    runs: dict[str, list[dict[str, Any]]],
+    read: Callable[[dict[str, Any]], Curve],
+    label: str,
+    title: str,
+) -> Path | None:
+    """Draw the mean of the seeds and, where there are several, from the lowest to the highest."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(8, 5), layout='constrained')
+    for method, results in runs.items():
+        curves = [curve for curve in map(read, results) if len(curve[0])]
+        if not curves:
+            continue
+        x, mean, low, high = band(curves)
+        color = _color(method)
+        axes.plot(x / 1000, mean, color=color, label=f'{method} ({len(curves)})')
+        if len(curves) > 1:
+            axes.fill_between(x / 1000, low, high, color=color, alpha=0.12, linewidth=0)
+    if not axes.lines:
+        plt.close(figure)
+        return None
+    axes.set(xlabel='control steps (thousands)', ylabel=label, title=title)
+    if label == 'success':
+        axes.set_ylim(0, 1.02)
+    return _save(plt, figure, axes, path)
+
+
+def _sweep(
+    path: Path, runs: dict[str, list[dict[str, Any]]], label: str, title: str
+) -> Path | None:
+    """Draw the score over the number of evaluations, and the one-step student."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(9, 4.5), layout='constrained')
+    shown = {m: [r for r in results if r['sweep']] for m, results in runs.items()}
+    shown = {m: results for m, results in shown.items() if results}
+    for i, (method, results) in enumerate(shown.items()):
+        names = [*results[0]['sweep'], 'student']
+        scores = [[*r['sweep'].values(), r['student']] for r in results]
+        place = np.arange(len(names)) + (i - (len(shown) - 1) / 2) * 0.8 / len(shown)
+        axes.bar(place, np.mean(scores, 0), 0.8 / len(shown), color=_color(method), label=method)
+        axes.set_xticks(range(len(names)), [f'K={n}' for n in names[:-1]] + ['student'])
+        for row in scores:
+            axes.plot(place, row, 'k.', markersize=3)
+    if not shown:
+        plt.close(figure)
+        return None
+    axes.set(ylabel=label, title=title)
+    return _save(plt, figure, axes, path)
+
+
+def _clips(path: Path, report: Report, task: str) -> Path | None:
+    """Draw the score over the clip, one line per method; None with fewer than two clips."""
+    rows = [r for r in report.rows if r['task'] == task and r['regime'] in CLIPS and r['seeds']]
+    rows.sort(key=lambda row: CLIPS[row['regime']])
+    if len({row['regime'] for row in rows}) < 2:
+        return None
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
+    for method in dict.fromkeys(row['method'] for row in rows):
+        own = [row for row in rows if row['method'] == method]
+        if len(own) > 1:
+            _points(axes, [CLIPS[row['regime']] for row in own], own, method)
+    axes.set(xlabel='clip', ylabel=TASKS[task].score_kind, xscale='log', title=task)
+    axes.set_xticks(list(CLIPS.values()), [str(clip) for clip in CLIPS.values()])
+    return _save(plt, figure, axes, path)
+
+
+def _ends(path: Path, report: Report, task: str) -> Path | None:
+    """Draw the end of the long runs; None without any."""
+    rows = [r for r in report.rows if r['task'] == task and r['regime'] == 'long' and r['seeds']]
+    if not rows:
+        return None
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
+    for i, row in enumerate(rows):
+        _points(axes, [i], [row], row['method'])
+        axes.plot(np.full(len(row['scores']), i + 0.12), row['scores'], 'k.', markersize=4)
+    axes.set(ylabel=TASKS[task].score_kind, title=f'{task}, end of the long runs')
+    axes.set_xticks(range(len(rows)), [row['method'] for row in rows], rotation=20)
+    return _save(plt, figure, axes, path)
+
+
+def _points(axes, x: list[float], rows: list[dict[str, Any]], method: str) -> None:
+    middle = np.array([row['iqm'] for row in rows])
+    error = [
+        middle - [row['ci_low'] for row in rows],
+        [row['ci_high'] for row in rows] - middle,
+    ]
+    # With few runs the middle may lie outside its own percentile interval by round-off.
+    error = np.maximum(error, 0)
+    axes.errorbar(x, middle, error, fmt='o-', capsize=3, color=_color(method), label=method)
+
+
+def _color(method: str):
+    """Return a color that belongs to the method in every picture."""
+    import matplotlib
+
+    colors = matplotlib.colormaps['tab20'].colors
+    return colors[list(METHODS).index(method) % len(colors)]
+
+
+def _save(plt, figure, axes, path: Path) -> Path:
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+
+    return pyplot
