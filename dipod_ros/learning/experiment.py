@@ -45,6 +45,8 @@ SAVE_EVERY = 10
 SMOOTHING = 5
 # Collapsed: the smoothed score ends below this share of the best that it ever was.
 COLLAPSE = 0.5
+# Updates between the estimates by which a method adapts to the gap.
+ADAPT_EVERY = 4
 ALARM = HealthConfig()
 # Only a policy that is no number any more is put back.
 NO_ALARM = HealthConfig(max_cfm_ratio=math.inf, min_action_std_ratio=0.0)
@@ -129,7 +131,7 @@ class Training:
                 algorithm=config,
                 health=ALARM if self.method.guarded else NO_ALARM,
                 max_lag=self.regime.lag,
-                gap_every=self.regime.gap_every if self._gap_inside else 0,
+                gap_every=ADAPT_EVERY if self._gap_inside else 0,
                 seed=job.seed,
             ),
         )
