@@ -57,6 +57,20 @@ def test_whole_episodes_are_those_of_gymnasium(task, env_id):
     assert inside, 'no episode ended inside a chunk: this shows less than it should'
 
 
+@pytest.mark.parametrize(('task', 'env_id'), GAITS)
+def test_constants_are_the_defaults_of_gymnasium(task, env_id):
+    import inspect
+    from dataclasses import asdict
+
+    kind = type(stock(env_id).unwrapped)
+    theirs = {k: p.default for k, p in inspect.signature(kind.__init__).parameters.items()}
+    ours = asdict(make_env(task, 1, seed=0).gait)
+    assert ours.pop('task') == task
+    if 'healthy_state_range' not in theirs:
+        assert ours.pop('healthy_state_range') == (-np.inf, np.inf)
+    assert ours == {k: theirs[k] for k in ours}
+
+
 def test_time_limit_truncates_where_gymnasium_does():
     # A horizon that does not divide 1000, and a state that nothing topples: the hopper is put back
     # before every chunk.
@@ -241,3 +255,18 @@ def test_external_tasks_have_all_that_a_spec_needs():
             horizon,
         )
         assert spec.task == task and spec.control_period_s == pytest.approx(0.008)
+
+
+def test_speed_is_of_the_steps_that_were_run(monkeypatch):
+    from dipod_ros.cli import bench_learn_speed as bench
+
+    pytest.importorskip('imageio', reason='Gymnasium makes no MuJoCo env without it')
+    monkeypatch.setitem(bench.STEPS, 'hopper', 600)
+    speed = bench.env_speed('hopper', rounds=2)
+    assert set(speed) == {'ours', 'stock'}
+    for side in speed.values():
+        assert len(side.rounds) == 2 and min(side.rounds) <= side.steps_per_s <= max(side.rounds)
+    with pytest.raises(UserError, match='no speed to measure'):
+        bench.env_speed('reach')
+    with pytest.raises(UserError, match='rounds'):
+        bench.env_speed('hopper', rounds=0)

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Owns Gymnasium's Hopper-v5 and Walker2d-v5 as worlds stepped by chunks. No ROS, no torch.
 
-The model is Gymnasium's own file and the constants are the defaults of its own classes; what is
-written here again is the loop (Towers et al., arXiv:2407.17032, and the classes' documentation):
+The model is Gymnasium's own file. The constants and the loop are those of its classes (Towers et
+al., arXiv:2407.17032, and the classes' documentation), written here again because importing these
+needs imageio, for pictures that nobody takes; a test compares them:
 
     reward_t = w_forward (x_{t+1} - x_t) / dt + healthy_reward * healthy_{t+1} - w_ctrl |a_t|^2
     observation = (q without x, clip(qdot, -10, 10)),    terminated = not healthy
 
 Every world keeps an MjData of its own, so the solver starts warm where Gymnasium's does and whole
 episodes agree to the last bit; `mujoco.rollout` starts cold in each call, and a walker's contacts
-amplify that to 1e-6 within 120 steps for 3 to 10 % more speed.
+amplify that to 1e-6 within 120 steps for 3 to 15 % more speed.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
+from dataclasses import dataclass
 from pathlib import Path
 
 import gymnasium
@@ -25,10 +25,29 @@ import numpy as np
 from dipod_ros.errors import UserError
 from dipod_ros.sim.external.chunk_env import Executed, ExternalChunkEnv
 
-# Task name, then where Gymnasium has the class.
+
+@dataclass(frozen=True)
+class Gait:
+    """The defaults of one of Gymnasium's classes, by the names of its arguments."""
+
+    task: str
+    xml_file: str
+    healthy_z_range: tuple[float, float]  # m
+    healthy_angle_range: tuple[float, float]  # rad
+    # Of every coordinate but x and z; only the hopper has one.
+    healthy_state_range: tuple[float, float] = (-np.inf, np.inf)
+    frame_skip: int = 4
+    forward_reward_weight: float = 1.0
+    ctrl_cost_weight: float = 1e-3
+    healthy_reward: float = 1.0
+    reset_noise_scale: float = 5e-3
+
+
 ENVS = {
-    'Hopper-v5': ('hopper', 'gymnasium.envs.mujoco.hopper_v5', 'HopperEnv'),
-    'Walker2d-v5': ('walker2d', 'gymnasium.envs.mujoco.walker2d_v5', 'Walker2dEnv'),
+    'Hopper-v5': Gait(
+        'hopper', 'hopper.xml', (0.7, np.inf), (-0.2, 0.2), healthy_state_range=(-100.0, 100.0)
+    ),
+    'Walker2d-v5': Gait('walker2d', 'walker2d_v5.xml', (0.8, 2.0), (-1.0, 1.0)),
 }
 
 
@@ -49,27 +68,14 @@ class GymnasiumChunkEnv(ExternalChunkEnv):
         """Load the model and start an episode in each world; UserError for another env_id."""
         if env_id not in ENVS:
             raise UserError(f'no chunk env for {env_id!r}; there are {list(ENVS)}')
-        task, module, name = ENVS[env_id]
-        kind = getattr(importlib.import_module(module), name)
-        constants = {k: p.default for k, p in inspect.signature(kind.__init__).parameters.items()}
-        # Not an instance of the class: making one needs imageio, for pictures that nobody takes.
+        self.gait = gait = ENVS[env_id]
         assets = Path(gymnasium.__file__).parent / 'envs' / 'mujoco' / 'assets'
-        self.model = mujoco.MjModel.from_xml_path(str(assets / constants['xml_file']))
-        model = self.model
-        self._frame_skip = int(constants['frame_skip'])
-        self._forward_weight = float(constants['forward_reward_weight'])
-        self._control_weight = float(constants['ctrl_cost_weight'])
-        self._healthy_reward = float(constants['healthy_reward'])
-        self._z_range = constants['healthy_z_range']
-        self._angle_range = constants['healthy_angle_range']
-        # Only the hopper has one.
-        self._state_range = constants.get('healthy_state_range', (-np.inf, np.inf))
-        self._noise = float(constants['reset_noise_scale'])
-        self._dt = model.opt.timestep * self._frame_skip
+        self.model = model = mujoco.MjModel.from_xml_path(str(assets / gait.xml_file))
+        self._dt = model.opt.timestep * gait.frame_skip
         if not np.allclose(model.actuator_ctrlrange, [-1, 1]):
             raise UserError(f'{env_id} of this Gymnasium has actions outside [-1, 1]')
         super().__init__(
-            task=task,
+            task=gait.task,
             robot=f'gymnasium/{env_id}',
             joints=[model.joint(j).name for j in model.actuator_trnid[:, 0]],
             observation_size=model.nq - 1 + model.nv,
@@ -94,8 +100,9 @@ class GymnasiumChunkEnv(ExternalChunkEnv):
     def _begin(self, world: int, rng: np.random.Generator) -> np.ndarray:
         data = self._data[world]
         mujoco.mj_resetData(self.model, data)
-        data.qpos[:] = self._home[0] + rng.uniform(-self._noise, self._noise, self.model.nq)
-        data.qvel[:] = self._home[1] + rng.uniform(-self._noise, self._noise, self.model.nv)
+        noise = self.gait.reset_noise_scale
+        data.qpos[:] = self._home[0] + rng.uniform(-noise, noise, self.model.nq)
+        data.qvel[:] = self._home[1] + rng.uniform(-noise, noise, self.model.nv)
         mujoco.mj_forward(self.model, data)
         return _observation(data.qpos, data.qvel)
 
@@ -110,13 +117,13 @@ class GymnasiumChunkEnv(ExternalChunkEnv):
             qpos[row, 0], qvel[row, 0] = position, velocity
             for k in range(self.horizon):
                 control[:] = actions[i, k]
-                mujoco.mj_step(model, data, self._frame_skip)
+                mujoco.mj_step(model, data, self.gait.frame_skip)
                 qpos[row, k + 1], qvel[row, k + 1] = position, velocity
         healthy = self._healthy(qpos[:, 1:], qvel[:, 1:])
         rewards = (
-            self._forward_weight * (np.diff(qpos[:, :, 0]) / self._dt)
-            + self._healthy_reward * healthy
-            - self._control_weight * np.square(actions[active]).sum(2)
+            self.gait.forward_reward_weight * (np.diff(qpos[:, :, 0]) / self._dt)
+            + self.gait.healthy_reward * healthy
+            - self.gait.ctrl_cost_weight * np.square(actions[active]).sum(2)
         )
         # Control steps up to the first fall, the time limit or the end of the chunk.
         left = np.minimum(self.horizon, self.max_steps - self.steps[active])
@@ -141,9 +148,9 @@ class GymnasiumChunkEnv(ExternalChunkEnv):
 
         rest = np.concatenate([qpos[..., 2:], qvel], axis=-1)
         return (
-            inside(rest, self._state_range).all(-1)
-            & inside(qpos[..., 1], self._z_range)
-            & inside(qpos[..., 2], self._angle_range)
+            inside(rest, self.gait.healthy_state_range).all(-1)
+            & inside(qpos[..., 1], self.gait.healthy_z_range)
+            & inside(qpos[..., 2], self.gait.healthy_angle_range)
         )
 
 
