@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`dipod drift`: how far a policy's bound, gradient and few-step success have drifted."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from dipod_ros.cli.arguments import (
+    add_threads_argument,
+    find_checkpoint,
+    parse_sampler,
+    set_threads,
+)
+from dipod_ros.cli.output import add_json_argument, write_json
+from dipod_ros.errors import UserError
+
+HELP = 'measure the drift of checkpoints: likelihood, bound, gradients, few-step success'
+
+# 1, 2, 4, 10 and 50 evaluations; one Euler step next to one midpoint step costs half of it.
+FEW_STEPS = ('euler-1', 'midpoint-1', 'midpoint-2', 'midpoint-5', 'midpoint-25')
+# Checkpoints of a run that are measured when --every does not say.
+OF_A_RUN = 5
+_STAGES = 5  # rollouts, likelihood, bound, G1, gradients
+
+
+@dataclass(frozen=True)
+class Target:
+    """One checkpoint to measure; `series` joins those of one run in the picture."""
+
+    series: str
+    path: Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser.add_argument(
+        'checkpoints', nargs='+', metavar='CHECKPOINT', help='a shipped name, a folder or a run_dir'
+    )
+    parser.add_argument(
+        '--every',
+        type=int,
+        default=0,
+        metavar='N',
+        help=f"every Nth of a run's checkpoints and the last (default: {OF_A_RUN} spread evenly)",
+    )
+    parser.add_argument(
+        '--task-episodes', type=int, default=128, help='half for the critic (default %(default)s)'
+    )
+    parser.add_argument(
+        '--samples', type=int, default=512, help='decisions measured (default %(default)s)'
+    )
+    parser.add_argument(
+        '--gradient-samples',
+        type=int,
+        metavar='N',
+        help='decisions for the gradients, most of the time; 0 leaves them out (default: all)',
+    )
+    parser.add_argument('--sampler', help="another deterministic one than the checkpoint's own")
+    parser.add_argument(
+        '--eval-episodes',
+        type=int,
+        default=256,
+        help=f'for success with {", ".join(FEW_STEPS)}; 0 leaves it out (default %(default)s)',
+    )
+    parser.add_argument('--seed', type=int, default=0, help='default %(default)s')
+    parser.add_argument('--plot', metavar='FILE', help='write a picture (PNG)')
+    add_threads_argument(parser)
+    add_json_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure each checkpoint with a progress bar, then print one line for each."""
+    from tqdm import tqdm
+
+    from dipod_ros.policy.flow import load_policy
+
+    set_threads(args.threads)
+    for name, least in (
+        ('task_episodes', 2), ('samples', 1), ('eval_episodes', 0), ('every', 0)
+    ):  # fmt: skip
+        if getattr(args, name) < least:
+            raise UserError(f'--{name.replace("_", "-")} must be at least {least}')
+    if args.gradient_samples is not None and args.gradient_samples < 0:
+        raise UserError('--gradient-samples must be at least 0')
+    targets = [t for name in args.checkpoints for t in find_targets(name, args.every)]
+    samplers = FEW_STEPS if args.eval_episodes else ()
+    rows = []
+    with tqdm(total=len(targets) * (_STAGES + len(samplers)), unit='stage') as bar:
+        for i, target in enumerate(targets):
+            policy = load_policy(target.path)
+            if args.sampler:
+                policy = policy.with_sampler(parse_sampler(args.sampler))
+            begun = i * (_STAGES + len(samplers))
+            rows.append(_measure(target, policy, args, samplers, bar))
+            bar.update(begun + _STAGES + len(samplers) - bar.n)
+    for line in table(rows):
+        print(line)
+    if args.json:
+        write_json(args.json, {'seed': args.seed, 'config': _config(args), 'results': rows})
+    if args.plot:
+        from dipod_ros.learning.drift.picture import plot_drift
+
+        try:
+            Path(args.plot).parent.mkdir(parents=True, exist_ok=True)
+            plot_drift(Path(args.plot), rows, 'drift: ' + ', '.join(args.checkpoints))
+        except OSError as error:
+            raise UserError(f'cannot write {args.plot}: {error.strerror or error}') from None
+        print(f'plot: {args.plot}')
+    return 0
+
+
+def find_targets(name: str, every: int) -> list[Target]:
+    """Return the checkpoint of that name, or those of a run: its first and some up to its last.
+
+    With the run's initial checkpoint as the first, where it is still at hand.
+    """
+    folder = Path(name).expanduser()
+    if not (folder / 'run.json').is_file():
+        return [Target(name, find_checkpoint(name))]
+    kept = sorted(p for p in (folder / 'checkpoints').glob('v*') if p.is_dir())
+    paths = [*_initial(folder), *kept]
+    if not paths:
+        raise UserError(f'{folder} is a run without any checkpoint yet')
+    last = len(paths) - 1
+    if every:
+        index = sorted({*range(0, last + 1, every), last})
+    else:
+        count = min(OF_A_RUN, len(paths))
+        index = sorted({round(i * last / max(1, count - 1)) for i in range(count)})
+    return [Target(name, paths[i]) for i in index]
+
+
+def table(rows: list[dict]) -> list[str]:
+    """Return one line of text for each measured checkpoint, below a heading."""
+    name = max([len(r['name']) for r in rows] + [10])
+    heads = ('gap', '+-', 'A>0', 'A<0', 'G1', 'entropy', 'std', 'cos ELBO', 'cos CFM')
+    few = list(dict.fromkeys(s for r in rows for s in r['success']))
+    lines = [
+        f'{"checkpoint":{name}} {"version":>7} '
+        + ' '.join(f'{h:>8}' for h in (*heads, *(s.split(' ')[0] for s in few)))
+    ]
+    for row in rows:
+        report, alignment = row['report'], row['report']['alignment'] or {}
+        keys = ('mean', 'error', 'positive', 'negative')
+        values = [report[f'gap_{key}'] for key in keys]
+        values += [report['g1_gap'], report['entropy'], report['action_std']]
+        values += [alignment.get(kind, {}).get('value', math.nan) for kind in ('elbo', 'cfm')]
+        values += [row['success'][s]['success'] if s in row['success'] else math.nan for s in few]
+        cells = ' '.join(f'{"-" if math.isnan(v) else format(v, ".2f"):>8}' for v in values)
+        lines.append(f'{row["name"]:{name}} {row["version"]:>7} {cells}')
+        for kind in ('elbo', 'cfm'):
+            note = alignment.get(kind, {}).get('note')
+            if note:
+                lines.append(f'{"":{name}} cos {kind}: {note}')
+    return lines
+
+
+def _measure(target, policy, args, samplers, bar) -> dict:
+    from dipod_ros.learning.drift.report import measure_drift
+    from dipod_ros.learning.evaluate import evaluate_policy
+    from dipod_ros.policy import checkpoint as ckpt
+    from dipod_ros.sim.vector_env import ChunkVectorEnv
+
+    manifest = ckpt.read_manifest(target.path)
+    name = f'{target.series}:{target.path.name}' if target.path.name[:1] == 'v' else target.series
+
+    def stage(text: str) -> None:
+        bar.set_description(f'{target.path.name}: {text}')
+        bar.update(1)
+
+    bar.set_description(f'{target.path.name}: rollouts')
+    rollout, advantages = _rollout(policy, args)
+    report = measure_drift(
+        policy,
+        rollout,
+        advantages,
+        decisions=args.samples,
+        gradient_decisions=args.gradient_samples,
+        seed=args.seed,
+        progress=stage,
+    )
+    success = {}
+    if samplers:
+        worlds = min(256, args.eval_episodes)
+        spec = policy.spec
+        env = ChunkVectorEnv(spec.task, worlds, spec.robot, seed=0, autoreset=False)
+    for text in samplers:
+        other = policy.with_sampler(parse_sampler(text))
+        stage(text)
+        rate = evaluate_policy(env, other, episodes=args.eval_episodes, seed=args.seed)
+        success[str(other.spec.sampler)] = rate.to_dict()
+    return {
+        'name': name,
+        'series': target.series,
+        'path': target.path,
+        'sha256': manifest.sha256,
+        'kind': manifest.kind,
+        'version': manifest.version,
+        'task': policy.spec.task,
+        'rollout_success': float(rollout.success.mean()),
+        'report': report.to_dict(),
+        'success': success,
+    }
+
+
+def _rollout(policy, args):
+    """Return episodes, and advantages from a critic fitted to as many others."""
+    import torch
+
+    from dipod_ros.learning.critic import CriticConfig, CriticTrainer
+    from dipod_ros.learning.rollout import collect_episodes
+    from dipod_ros.learning.seeding import numpy_rng, torch_rng
+    from dipod_ros.sim.vector_env import ChunkVectorEnv
+
+    spec, seed = policy.spec, args.seed
+    env = ChunkVectorEnv(spec.task, args.task_episodes // 2, spec.robot, seed=0, autoreset=False)
+    others, own = (
+        collect_episodes(
+            env,
+            policy.act,
+            spec.noise_size,
+            numpy_rng(seed, 'drift-noise', part),
+            seed=int(numpy_rng(seed, 'drift-episodes', part).integers(2**31)),
+        )
+        for part in range(2)
+    )
+    torch.manual_seed(seed)  # the critic's first weights
+    critic = CriticTrainer(spec.observation_size, CriticConfig())
+    for sweep in range(4):  # lambda-returns of a better critic each time
+        _, returns = critic.advantages(policy, others)
+        critic.fit(policy, others, returns, torch_rng(seed, 'drift-critic', sweep))
+    return own, critic.advantages(policy, own)[0]
+
+
+def _initial(folder: Path) -> list[Path]:
+    from dipod_ros.policy import checkpoint as ckpt
+
+    try:
+        begun = json.loads((folder / 'run.json').read_text())
+        manifest = ckpt.read_manifest(Path(begun['initial']))
+        return [manifest.path] if manifest.sha256 == begun['initial_sha256'] else []
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        return []
+
+
+def _config(args: argparse.Namespace) -> dict:
+    names = ('checkpoints', 'task_episodes', 'samples', 'gradient_samples', 'sampler')
+    return {name: getattr(args, name) for name in (*names, 'eval_episodes')}
