@@ -27,14 +27,13 @@ import numpy as np
 from dipod_ros.errors import UserError
 from dipod_ros.learning.critic import CriticConfig
 from dipod_ros.learning.experiment_score import gap, measure
-from dipod_ros.learning.experiment_start import make_worlds, start_folder, start_policy
+from dipod_ros.learning.experiment_start import make_worlds, start_policy
 from dipod_ros.learning.health import HealthConfig
 from dipod_ros.learning.learner import Learner, LearnerConfig
 from dipod_ros.learning.rollout import Rollout, collect_episodes
 from dipod_ros.learning.seeding import numpy_rng
 from dipod_ros.learning.suites import METHODS, REGIMES, TASKS, Job, update_config
 from dipod_ros.policy.atomic import write_file
-from dipod_ros.policy.checkpoint import read_manifest
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +79,6 @@ def run_job(
     file = job.file(run_dir)
     done = read_result(file)
     if done is not None:
-        start = read_manifest(start_folder(job.task)).sha256
-        if not _fits(settings_of(job, start), done['settings']):
-            log.warning('%s was made with other settings; delete it to make it again', file)
         return done
     training = Training(job, Path(run_dir))
     while not training.finished:
@@ -239,7 +235,7 @@ class Training:
         if self._gap_inside:
             value = metrics.get('elbo_gap_nats')
         elif self.learner.algorithm.keeps_flow and (done - 1) % self.regime.gap_every == 0:
-            value = gap(self.learner.policy, rollout.observations, self.job.seed, done)
+            value = gap(self.job, self.learner.policy, rollout.observations, done)
         else:
             value = None
         if value is not None:
@@ -281,6 +277,11 @@ class Training:
         # versions with the same noise.
         self._versions = notes['versions'][: done + self.regime.lag]
         self._pending.extend(self._collect(i) for i in range(done, len(self._versions)))
+
+
+def outdated(job: Job, result: dict[str, Any], start_sha256: str) -> bool:
+    """Return whether a result was made with other settings than the job would be run with now."""
+    return not _fits(settings_of(job, start_sha256), result['settings'])
 
 
 def settings_of(job: Job, start_sha256: str) -> dict[str, Any]:
@@ -325,7 +326,7 @@ def read_result(file: Path) -> dict[str, Any] | None:
         return None
     try:
         result = json.loads(Path(file).read_text(encoding='utf-8'))
-        if result['schema'] == SCHEMA:
+        if result['schema'] == SCHEMA and 'settings' in result:
             return result
     except (OSError, ValueError, KeyError, TypeError):
         pass

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from dipod_ros.learning.distill import DistillConfig, distill
 from dipod_ros.learning.evaluate import SuccessRate, evaluate_policy
 from dipod_ros.learning.experiment_start import make_worlds
 from dipod_ros.learning.health import elbo_gap_nats
-from dipod_ros.learning.rollout import collect_episodes
+from dipod_ros.learning.rollout import Rollout, collect_episodes
 from dipod_ros.learning.seeding import numpy_rng, torch_rng
 from dipod_ros.learning.suites import METHODS, REGIMES, TASKS, Job
 from dipod_ros.policy.flow import FlowPolicy
@@ -119,7 +120,7 @@ def measure(
     teacher = without_noise(policy, keeps_flow)
     observations = _observations(job, env, teacher, effort.final)
     if keeps_flow:
-        result['gap_nats'] = gap(policy, observations, job.seed, 'final')
+        result['gap_nats'] = gap(job, policy, observations, 'final')
     config = DistillConfig(
         steps=1, train_steps=effort.distill_steps, pairs=effort.distill_pairs, seed=job.seed
     )
@@ -129,13 +130,16 @@ def measure(
     return result
 
 
-def gap(policy: FlowPolicy, observations, *keys: int | str) -> float:
-    """Estimate the ELBO gap (nats) at raw observations [M, O]; the keys name its random draws."""
+def gap(job: Job, policy: FlowPolicy, observations: np.ndarray, when: int | str) -> float:
+    """Estimate the ELBO gap (nats) at raw observations [M, O]; `when` names its random draws."""
     normalised = policy.normalizer.observation(torch.from_numpy(observations))
-    return elbo_gap_nats(policy, normalised, torch_rng(*keys, 'benchmark-gap'))
+    rng = torch_rng(job.seed, when, 'benchmark-gap')
+    share = REGIMES[job.regime].effort
+    actions, steps = max(512, int(2048 * share)), max(25, int(150 * share))
+    return elbo_gap_nats(policy, normalised, rng, actions=actions, fit_steps=steps)
 
 
-def _observations(job: Job, env, teacher: FlowPolicy, episodes: int):
+def _observations(job: Job, env: Any, teacher: FlowPolicy, episodes: int) -> np.ndarray:
     """Return raw observations that the teacher meets, apart from those of the evaluation."""
     rollouts = []
     for batch in range(-(-episodes // env.num_envs)):
@@ -143,4 +147,4 @@ def _observations(job: Job, env, teacher: FlowPolicy, episodes: int):
         seed = int(rng.integers(2**31))
         size = teacher.spec.noise_size
         rollouts.append(collect_episodes(env, teacher.act, size, rng, seed=seed))
-    return type(rollouts[0]).concatenate(rollouts).observations
+    return Rollout.concatenate(rollouts).observations

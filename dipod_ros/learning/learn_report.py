@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dipod_ros.errors import UserError
-from dipod_ros.learning.experiment import read_result, write_json
+from dipod_ros.learning.experiment import outdated, read_result, write_json
 from dipod_ros.learning.experiment_pool import read_error
 from dipod_ros.learning.statistics import (
     Estimate,
@@ -52,6 +52,19 @@ def collect(jobs: Sequence[Job], run_dir: Path) -> Report:
     for key, group in groups.items():
         results = [read_result(job.file(run_dir)) for job in group]
         report.results[key] = [result for result in results if result is not None]
+    old = [
+        '/'.join(key)
+        for key in groups
+        if any(
+            outdated(Job(**r['job']), r, report.results[key][0]['settings']['start_sha256'])
+            for r in report.results[key]
+        )
+    ]
+    if old:
+        report.warnings.append(
+            f'made with other settings than those of this program, delete them to make them '
+            f'again: {", ".join(old)}'
+        )
     missing = 0
     for key, group in groups.items():
         errors = {}
