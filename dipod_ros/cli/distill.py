@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`dipod distill`: a one- to four-step student of a flow policy, by coupled-noise reflow."""
+"""`dipod distill`: a one- to four-step student of a flow policy."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('checkpoint', help='teacher: a shipped name or a folder')
     parser.add_argument('--out', required=True, metavar='DIR', help='folder of the student')
     parser.add_argument('--sampler', default='euler-1', help='of the student (default %(default)s)')
+    parser.add_argument(
+        '--method',
+        choices=('reflow', 'trajectory', 'consistency'),
+        default='trajectory',
+        help='default %(default)s; see docs/few_steps.md',
+    )
     parser.add_argument('--steps', type=int, default=1200, help='default %(default)s')
     parser.add_argument(
         '--episodes', type=int, default=1024, help='teacher episodes to distil on (%(default)s)'
@@ -52,7 +58,11 @@ def run(args: argparse.Namespace) -> int:
         raise ckpt.CheckpointError(f'{out} exists already; choose another --out or add --overwrite')
     sampler = parse_sampler(args.sampler)
     config = DistillConfig(
-        solver=sampler.solver, steps=sampler.steps, train_steps=args.steps, seed=args.seed
+        method=args.method,
+        solver=sampler.solver,
+        steps=sampler.steps,
+        train_steps=args.steps,
+        seed=args.seed,
     )
     checkpoint = ckpt.load(find_checkpoint(args.checkpoint))
     teacher = FlowPolicy.from_checkpoint(checkpoint)
@@ -84,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         kind='student',
         version=checkpoint.manifest.version,
         lineage={
-            'method': 'coupled-noise distillation',
+            'method': config.method,
             'teacher': checkpoint.manifest.sha256,
             'teacher_sampler': str(teacher.spec.sampler),
             'steps': config.train_steps,
@@ -101,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
                 'checkpoint': str(out),
                 'sha256': manifest.sha256,
                 'teacher': checkpoint.manifest.sha256,
+                'method': config.method,
                 'sampler': str(student.spec.sampler),
                 'seconds': time.monotonic() - start,
             },

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Few-step students by coupled-noise distillation (reflow). torch, no ROS.
+"""Few-step students of a flow, distilled from its own trajectories. torch, no ROS.
 
-The teacher maps noise z to an action a = ODE(z). Fitting the straight line between *coupled* pairs
-(z, a) makes the velocity constant along each line, so one to four steps arrive where the teacher's
-many do (rectified flow, arXiv 2209.03003, Eq. 1 and section 2.2). Policy gradients must never see
-this loss: the student's loss is no bound of its likelihood. It is made beside learning or after it.
+The teacher maps noise z to an action a = ODE(z); a student is the same network with a sampler of
+few steps, trained with one of the losses in few_step.py to make the same a of the same z. Policy
+gradients must never see these losses: they bound no likelihood. A student is made after learning,
+or beside it (fresh_student.py). Which method and why: docs/few_steps.md.
 """
 
 from __future__ import annotations
@@ -16,16 +16,23 @@ import numpy as np
 import torch
 
 from dipod_ros.errors import UserError
+from dipod_ros.learning.few_step import (
+    FewStepLoss,
+    TeacherPaths,
+    check_method,
+    follow,
+    teacher_paths,
+)
 from dipod_ros.learning.seeding import torch_rng
 from dipod_ros.policy.flow import FlowPolicy
-from dipod_ros.policy.samplers import evaluation_times
 from dipod_ros.policy.spec import SamplerSpec
 
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """Settings of a distillation; the defaults take about 8 s of one core for a small MLP."""
+    """Settings of a distillation; the defaults take about 12 s of one core for a small MLP."""
 
+    method: str = 'trajectory'  # one of few_step.METHODS
     solver: str = 'euler'
     steps: int = 1  # of the student's sampler
     train_steps: int = 1200
@@ -33,7 +40,7 @@ class DistillConfig:
     # would be three quarters of the work, for students that are no better.
     pairs: int = 32_768
     batch: int = 512
-    learning_rate: float = 3e-4  # cosine to 0
+    learning_rate: float = 1e-3  # cosine to 0
     # Share of the training times placed on the student's own evaluation times (t=1 for one step),
     # where its whole accuracy is decided; the rest are uniform.
     on_grid: float = 0.5
@@ -45,11 +52,7 @@ class DistillConfig:
             raise UserError(f'pairs must be at least 1, got {self.pairs}')
         if not 0 <= self.on_grid <= 1:
             raise UserError(f'on_grid must be within 0..1, got {self.on_grid}')
-        if self.solver not in ('euler', 'midpoint'):
-            raise UserError(
-                f'a student is sampled by euler or midpoint, not {self.solver!r}: '
-                'coupling needs a deterministic sampler'
-            )
+        check_method(self.method, self.solver)
 
 
 def distill(
@@ -80,10 +83,9 @@ def distill(
     student = teacher.with_sampler(SamplerSpec(config.solver, config.steps))
     student.requires_grad_(True)
     average = student.clone()
-    o_all, z_all, a_all = _coupled_pairs(teacher, observations, config)
-    dim = teacher.spec.action_size
+    paths = _draw_paths(teacher, student.spec.sampler, observations, config)
+    compute_loss = FewStepLoss(config.method, student.spec.sampler, config.on_grid)
     optimizer = torch.optim.Adam(student.net.parameters(), lr=config.learning_rate)
-    grid = torch.tensor(evaluation_times(student.spec.sampler))
     for step in range(config.train_steps):
         if stop():
             break
@@ -92,36 +94,25 @@ def distill(
             group['lr'] = (
                 config.learning_rate * 0.5 * (1 + np.cos(np.pi * step / config.train_steps))
             )
-        rows = torch.randint(len(z_all), (config.batch,), generator=rng)
-        o, z, a = o_all[rows], z_all[rows], a_all[rows]
-        uniform = torch.rand(config.batch, generator=rng)
-        on_grid = grid[torch.randint(len(grid), (config.batch,), generator=rng)]
-        pick = torch.rand(config.batch, generator=rng) < config.on_grid
-        t = torch.where(pick, on_grid, uniform)
-        x_t = (1 - t)[:, None] * a + t[:, None] * z
-        loss = (student.velocity(x_t, t, o) - (z - a)).square().sum(-1).mean() / dim**0.5
+        batch = paths[torch.randint(len(paths), (config.batch,), generator=rng)]
+        loss = compute_loss(student, average, teacher, batch, rng)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        with torch.no_grad():
-            # A short average in the beginning, so that early weights do not linger.
-            decay = min(config.ema, (1 + step) / (10 + step))
-            for slow, fast in zip(average.parameters(), student.parameters(), strict=True):
-                slow.lerp_(fast, 1 - decay)
+        # A short average in the beginning, so that early weights do not linger.
+        follow(average, student, min(config.ema, (1 + step) / (10 + step)))
         if progress is not None and (step % 25 == 24 or step == config.train_steps - 1):
             progress(step + 1, float(loss.detach()))
     return average
 
 
-@torch.no_grad()
-def _coupled_pairs(
-    teacher: FlowPolicy, observations: np.ndarray, config: DistillConfig
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return observations [P, O] (normalised), noise [P, D] and the teacher's actions [P, D]."""
+def _draw_paths(
+    teacher: FlowPolicy, sampler: SamplerSpec, observations: np.ndarray, config: DistillConfig
+) -> TeacherPaths:
+    """Return `config.pairs` paths of the teacher, at observations drawn with replacement."""
     raw = torch.from_numpy(np.asarray(observations, np.float32))
     rng = torch_rng(config.seed, 'pairs')
     rows = torch.randint(len(raw), (config.pairs,), generator=rng)
     o = teacher.normalizer.observation(raw[rows])
     z = torch.randn(config.pairs, teacher.spec.action_size, generator=rng)
-    actions = [teacher.sample(*part) for part in zip(o.split(4096), z.split(4096), strict=True)]
-    return o, z, torch.cat(actions)
+    return teacher_paths(teacher, o, z, config.method, sampler)
