@@ -31,6 +31,7 @@ COMMANDS = (
     'distill',
     'finetune',
     'eval',
+    'drift',
     'toys',
     'models',
     'bench',
