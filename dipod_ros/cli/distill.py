@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default='trajectory',
         help='default %(default)s; see docs/few_steps.md',
     )
-    parser.add_argument('--steps', type=int, default=1200, help='default %(default)s')
+    parser.add_argument('--steps', type=int, default=600, help='default %(default)s')
     parser.add_argument(
         '--episodes', type=int, default=1024, help='teacher episodes to distil on (%(default)s)'
     )

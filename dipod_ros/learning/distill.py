@@ -30,12 +30,12 @@ from dipod_ros.policy.spec import SamplerSpec
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """Settings of a distillation; the defaults take about 12 s of one core for a small MLP."""
+    """Settings of a distillation; the defaults take about 7 s of one core for a small MLP."""
 
     method: str = 'trajectory'  # one of few_step.METHODS
     solver: str = 'euler'
     steps: int = 1  # of the student's sampler
-    train_steps: int = 1200
+    train_steps: int = 600
     # Pairs (noise, action) that the teacher makes beforehand: sampling it afresh in every step
     # would be three quarters of the work, for students that are no better.
     pairs: int = 32_768
