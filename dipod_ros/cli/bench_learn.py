@@ -132,7 +132,16 @@ def _report(jobs: list, run_dir: Path, outcome: Any, args: argparse.Namespace) -
         if names:
             print(f'{kind}: {len(names)} jobs, first {names[0]}')
     if args.json:
-        results = {'machine': machine_facts(), 'rows': report.rows, 'warnings': report.warnings}
+        aggregates = [
+            {'regime': regime, 'method': method, **vars(whole)}
+            for (regime, method), whole in report.aggregates.items()
+        ]
+        results = {
+            'machine': machine_facts(),
+            'rows': report.rows,
+            'aggregates': aggregates,
+            'warnings': report.warnings,
+        }
         print(f'results: {write_json(args.json, results)}')
     if args.report:
         for path in write_report(report, Path(args.report)):

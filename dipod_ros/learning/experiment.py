@@ -263,8 +263,14 @@ class Training:
     def _resume(self) -> None:
         if not (self._state_file.is_file() and self._run_file.is_file()):
             return
-        notes = json.loads(self._run_file.read_text(encoding='utf-8'))
-        if not _fits(self.settings, notes['settings']):
+        try:
+            notes = json.loads(self._run_file.read_text(encoding='utf-8'))
+            settings = notes['settings']
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f'{self._run_file} cannot be read: delete it to begin this job again'
+            ) from error
+        if not _fits(self.settings, settings):
             log.warning('%s begins again: its settings have changed', self.job)
             return
         self.learner.load(self._state_file)

@@ -72,7 +72,6 @@ def run_jobs(
         if job.file(run_dir).is_file():
             outcome.done.append(job)
         else:
-            job.file(run_dir, '.error.json').unlink(missing_ok=True)
             waiting.append((job, 1))
     until = time.monotonic() + seconds
     running: list[_Worker] = []
@@ -103,6 +102,7 @@ def _begin(job: Job, attempt: int, run_dir: Path) -> _Worker:
     log = job.file(run_dir, '.log')
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
+        job.file(run_dir, '.error.json').unlink(missing_ok=True)
         with open(log, 'ab') as stderr:
             process = subprocess.Popen(
                 [sys.executable, '-m', __name__, str(run_dir), json.dumps(asdict(job))],

@@ -24,6 +24,7 @@ from dipod_ros.learning.statistics import (
     few_runs,
     interquartile_mean,
     probability_of_improvement,
+    short,
 )
 from dipod_ros.learning.suites import BASELINE, TASKS, Job
 from dipod_ros.policy.atomic import write_file
@@ -86,12 +87,12 @@ def collect(jobs: Sequence[Job], run_dir: Path) -> Report:
     return report
 
 
-def scores(report: Report, regime: str, method: str) -> dict[str, list[float]]:
-    """Return the final scores of a method by task."""
+def _success_only(report: Report, regime: str, method: str) -> dict[str, list[float]]:
+    """Return a method's final scores by task; returns of other tasks have other units."""
     return {
         key[0]: [run['score'] for run in runs]
         for key, runs in report.results.items()
-        if key[1:] == (regime, method) and runs
+        if key[1:] == (regime, method) and runs and TASKS[key[0]].score_kind == 'success'
     }
 
 
@@ -162,8 +163,7 @@ def _aggregate(report: Report) -> None:
     """Estimate each method over all tasks, where there is more than one with the same score."""
     pairs = dict.fromkeys((regime, method) for _, regime, method in report.results)
     for regime, method in pairs:
-        by_task = scores(report, regime, method)
-        by_task = {t: runs for t, runs in by_task.items() if TASKS[t].score_kind == 'success'}
+        by_task = _success_only(report, regime, method)
         if len(by_task) > 1:
             report.aggregates[regime, method] = estimate(by_task)
 
@@ -203,10 +203,11 @@ def markdown(report: Report) -> str:
         lines = []
         for (regime, method), whole in report.aggregates.items():
             better = probability_of_improvement(
-                scores(report, regime, method), scores(report, regime, BASELINE)
+                _success_only(report, regime, method), _success_only(report, regime, BASELINE)
             )
-            lines.append([regime, method, str(whole), _number(better)])
-        header = ['regime', 'method', 'IQM [95 %]', f'P(better than {BASELINE})']
+            tasks = ', '.join(_success_only(report, regime, method))
+            lines.append([regime, method, str(whole), _number(better), tasks])
+        header = ['regime', 'method', 'IQM [95 %]', f'P(better than {BASELINE})', 'tasks']
         parts.append(_table(header, lines))
     parts += [f'Warning: {text}' for text in report.warnings]
     return '\n'.join(parts) if parts else 'no results yet'
@@ -241,7 +242,7 @@ def _interval(row: dict[str, Any]) -> str:
     if row['seeds'] == 0:
         return 'failed'
     if row['seeds'] == 1:
-        return f'{row["iqm"]:.3g} (one seed)'
+        return f'{short(row["iqm"])} (one seed)'
     return str(Estimate(row['iqm'], row['ci_low'], row['ci_high']))
 
 
@@ -254,7 +255,7 @@ def _reached(row: dict[str, Any], level: str) -> str:
 
 
 def _number(value: float | None) -> str:
-    return '' if value is None or not math.isfinite(value) else f'{value:.3g}'
+    return '' if value is None or not math.isfinite(value) else short(value)
 
 
 def _count(row: dict[str, Any], name: str) -> str:

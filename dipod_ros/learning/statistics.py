@@ -31,7 +31,12 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
-        return f'{self.iqm:.3g} [{self.low:.3g}, {self.high:.3g}]'
+        return f'{short(self.iqm)} [{short(self.low)}, {short(self.high)}]'
+
+
+def short(value: float) -> str:
+    """Return a number as text with about three digits, without an exponent."""
+    return f'{value:.0f}' if abs(value) >= 100 else f'{value:.3g}'
 
 
 def interquartile_mean(scores: Sequence[float]) -> float:
