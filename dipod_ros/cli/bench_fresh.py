@@ -54,6 +54,8 @@ def follow_run(
     """
     import tempfile
 
+    import numpy as np
+
     from dipod_ros.cli.bench_distill import distance
     from dipod_ros.learning.algorithms.dipod import DipodConfig
     from dipod_ros.learning.distill import DistillConfig, distill
@@ -74,6 +76,7 @@ def follow_run(
     worlds = ChunkVectorEnv(spec.task, min(WORLDS, episodes), spec.robot, seed=0, autoreset=False)
     costs: dict[str, list[float]] = {name: [] for name in ('update', *fresh)}
     points: list[dict[str, Any]] = []
+    seen = []
     with tempfile.TemporaryDirectory(prefix='dipod_bench_') as folder:
         while learner.control_steps < control_steps:
             rng = numpy_rng(seed, 'rollout', learner.updates)
@@ -85,6 +88,7 @@ def follow_run(
                 seed=int(rng.integers(2**31)),
                 version=learner.version,
             )
+            seen.append(rollout.observations)
             start = time.process_time()
             learner.update(rollout)
             costs['update'].append(time.process_time() - start)
@@ -99,7 +103,7 @@ def follow_run(
             policies = {'flow': learner.policy} | {n: s.policy for n, s in fresh.items()}
             if distil:
                 taught = DistillConfig(seed=seed)
-                policies['distilled'] = distill(learner.policy, rollout.observations, taught)
+                policies['distilled'] = distill(learner.policy, np.concatenate(seen), taught)
             point: dict[str, Any] = {
                 'control_steps': learner.control_steps,
                 'version': learner.version,

@@ -3,6 +3,7 @@
 
 run_dir/checkpoints/v000012/   every version, written whole or not at all
 run_dir/students/v000012/      few-step students distilled from them
+run_dir/fresh/u000012.safetensors  the fresh student's state after update 12, where there is one
 run_dir/learner.safetensors    everything needed to go on, replaced after each update
 run_dir/metrics.jsonl          one line per update
 run_dir/tensorboard/           the same, for TensorBoard
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -23,6 +25,7 @@ import numpy as np
 
 from dipod_ros.errors import UserError
 from dipod_ros.learning.distill import DistillConfig, distill
+from dipod_ros.learning.fresh_student import FreshConfig, FreshStudent
 from dipod_ros.learning.learner import Learner, LearnerConfig
 from dipod_ros.learning.rollout import Rollout
 from dipod_ros.policy import checkpoint as ckpt
@@ -38,7 +41,9 @@ class RunConfig:
 
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
-    keep_checkpoints: int = 20  # the newest ones; 0 keeps all
+    # Keeps a student beside the flow, so that each checkpoint has one; None is no such student.
+    fresh: FreshConfig | None = None
+    keep_checkpoints: int = 20  # the newest ones, and as many fresh students; 0 keeps all
     tensorboard: bool = True
 
 
@@ -62,10 +67,13 @@ class TrainingRun:
         self._observations: deque[np.ndarray] = deque(maxlen=STUDENT_OBSERVATIONS)
         self._versions = {self.initial.sha256: 0}
         self.latest = self.initial
+        self.student: ckpt.Manifest | None = None  # the newest one written
+        self._fresh: FreshStudent | None = None
         self.resumed = self._state_file.is_file()
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             self._resume() if self.resumed else self._begin()
+            self._begin_fresh()
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f'cannot write run_dir {self.run_dir}: {reason}') from error
@@ -103,7 +111,20 @@ class TrainingRun:
         manifest = None
         if self.learner.version > before:
             manifest = self._write_checkpoint(metrics)
+        if self._fresh is not None:
+            start = time.monotonic()
+            metrics |= self._fresh.update(self.learner.policy, rollout)
+            if manifest is not None:
+                self.student = self._write_student(self._fresh.policy)
+                self._prune('students')
+            # Before the learner's: a kill in between must leave a state for each of the two.
+            self._fresh.save(self._fresh_file)
+            metrics['student_s'] = time.monotonic() - start
         self.learner.save(self._state_file)
+        if self._fresh is not None:
+            for file in self._fresh_file.parent.glob('u*.safetensors'):
+                if file != self._fresh_file:
+                    file.unlink(missing_ok=True)
         self._record(metrics)
         return metrics, manifest
 
@@ -122,14 +143,8 @@ class TrainingRun:
         )
         if stop():
             return None
-        version = self.learner.version
-        return student.save(
-            self.run_dir / 'students' / f'v{version:06d}',
-            kind='student',
-            version=version,
-            lineage={'teacher': self.latest.sha256, 'initial': self.initial.sha256},
-            overwrite=True,
-        )
+        self.student = self._write_student(student)
+        return self.student
 
     @property
     def has_observations(self) -> bool:
@@ -173,6 +188,28 @@ class TrainingRun:
             with open(self._metrics_file, 'a', encoding='utf-8') as handle:
                 handle.write('\n')
 
+    @property
+    def _fresh_file(self) -> Path:
+        # Named by the update: a kill between this state and the learner's leaves the older one too.
+        return self.run_dir / 'fresh' / f'u{self.learner.updates:06d}.safetensors'
+
+    def _begin_fresh(self) -> None:
+        if self.config.fresh is None:
+            return
+        settings = replace(self.config.fresh, seed=self.config.learner.seed)
+        self._fresh = FreshStudent(self.learner.policy, settings)
+        # A run that had none so far: the student begins with the flow as it is now.
+        if not self._fresh_file.is_file():
+            return
+        self._fresh.load(self._fresh_file)
+        try:
+            student = ckpt.read_manifest(self.run_dir / 'students' / f'v{self.learner.version:06d}')
+        except ckpt.CheckpointError:  # none yet, or a kill while it was being written
+            return
+        # One of a version that a kill took back is another version's.
+        if student.lineage.get('teacher') == self.latest.sha256:
+            self.student = student
+
     def _write_checkpoint(self, metrics: dict[str, float]) -> ckpt.Manifest:
         version = self.learner.version
         keep = ('success_rate', 'episodes', 'control_steps', 'action_std_ratio', 'cfm_ratio')
@@ -190,12 +227,23 @@ class TrainingRun:
             overwrite=True,
         )
         self._versions[self.latest.sha256] = version
-        if self.config.keep_checkpoints:
-            for folder in sorted((self.run_dir / 'checkpoints').glob('v*'))[
-                : -self.config.keep_checkpoints
-            ]:
-                shutil.rmtree(folder, ignore_errors=True)
+        self._prune('checkpoints')
         return self.latest
+
+    def _write_student(self, student: FlowPolicy) -> ckpt.Manifest:
+        version = self.learner.version
+        return student.save(
+            self.run_dir / 'students' / f'v{version:06d}',
+            kind='student',
+            version=version,
+            lineage={'teacher': self.latest.sha256, 'initial': self.initial.sha256},
+            overwrite=True,
+        )
+
+    def _prune(self, what: str) -> None:
+        if self.config.keep_checkpoints:
+            for folder in sorted((self.run_dir / what).glob('v*'))[: -self.config.keep_checkpoints]:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _record(self, metrics: dict[str, float]) -> None:
         # JSON has no NaN and no infinity.

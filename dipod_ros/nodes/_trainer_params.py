@@ -16,7 +16,7 @@ from dipod_ros.ros.params import param
 if TYPE_CHECKING:
     from dipod_ros.learning.run import TrainingRun
 
-STUDENT_MODES = ('off', 'final', 'every_n')
+STUDENT_MODES = ('off', 'final', 'every_n', 'fresh')
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,17 @@ class TrainerParams:
     critic_warmup_updates: int = param(1, 'first updates that fit the critic alone', low=0)
     max_lag: int = param(2, 'policy versions after which a decision is stale', low=0)
     gap_every: int = param(5, 'updates between ELBO gap estimates; 0 is never', low=0)
-    student: str = param('final', 'when a few-step student is distilled', choices=STUDENT_MODES)
+    student: str = param(
+        'final',
+        'when a few-step student is distilled; fresh: one follows with every checkpoint',
+        choices=STUDENT_MODES,
+    )
     student_every: int = param(10, 'updates between students, with every_n', low=1)
     student_steps: int = param(1, 'sampler steps of the student', low=1, high=4)
-    student_train_steps: int = param(1200, 'gradient steps of a distillation', low=1)
+    student_train_steps: int = param(600, 'gradient steps of a distillation', low=1)
+    student_fresh_steps: int = param(
+        60, 'gradient steps of the student after each update, with fresh', low=1
+    )
     seed: int = param(0, 'decides everything random here', low=0)
     threads: int = param(1, 'threads of torch', low=1)
     nice: int = param(5, 'scheduling niceness: the server goes first', low=0, high=19)
@@ -63,6 +70,7 @@ def open_run(p: TrainerParams) -> TrainingRun:
     from dipod_ros.learning.algorithms.dipod import DipodConfig
     from dipod_ros.learning.critic import CriticConfig
     from dipod_ros.learning.distill import DistillConfig
+    from dipod_ros.learning.fresh_student import FreshConfig
     from dipod_ros.learning.learner import LearnerConfig
     from dipod_ros.learning.run import RunConfig, TrainingRun
 
@@ -93,6 +101,9 @@ def open_run(p: TrainerParams) -> TrainingRun:
                 seed=p.seed,
             ),
             distill=DistillConfig(steps=p.student_steps, train_steps=p.student_train_steps),
+            fresh=FreshConfig(steps=p.student_steps, train_steps=p.student_fresh_steps)
+            if p.student == 'fresh'
+            else None,
             tensorboard=p.tensorboard,
         ),
     )

@@ -65,6 +65,7 @@ class Trainer(Node):
         self._diagnostics.add('learning', self._report)
         if self._run.learner.version > 0:
             self._announce(self._checkpoint_pub, self._run.latest)
+        self._announce_student()
         self._publish_status()
         self._worker = threading.Thread(target=self._work, name='learning', daemon=True)
         self._worker.start()
@@ -164,6 +165,7 @@ class Trainer(Node):
         self._publish_metrics(metrics)
         if manifest is not None:
             self._announce(self._checkpoint_pub, manifest)
+            self._announce_student()
         if metrics['collapsed']:
             self.get_logger().error(
                 f'update {metrics["updates"]:.0f} collapsed the policy (CFM loss of own actions '
@@ -184,14 +186,20 @@ class Trainer(Node):
 
     def _distil(self) -> None:
         self._set_state('distilling')
-        student = self._run.make_student(stop=self._stop.is_set)
-        if student is not None:
-            self._student = student
-            self._announce(self._student_pub, student)
+        self._run.make_student(stop=self._stop.is_set)
+        self._announce_student()
+
+    def _announce_student(self) -> None:
+        """Announce the run's newest student, unless there is none or it has been announced."""
+        if self._run.student is not self._student:
+            self._student = self._run.student
+            self._announce(self._student_pub, self._student)
 
     def _finish_run(self) -> None:
         if self.params.student != 'off':
-            if self._run.has_observations:
+            # A fresh student is at hand already.
+            fresh = self.params.student == 'fresh' and self._student is not None
+            if self._run.has_observations and not fresh:
                 self._distil()
             if self._student is not None:
                 # From here on the robot acts with the student; what it records is not learned from.

@@ -92,7 +92,7 @@ def test_a_student_of_one_step_follows_its_teacher_noise_by_noise(teacher, stude
 
 
 def test_a_student_is_no_worse_with_more_steps_of_midpoint(teacher, two_ways):
-    config = DistillConfig(solver='midpoint', steps=2, train_steps=200, batch=256)
+    config = DistillConfig(method='reflow', solver='midpoint', steps=2, train_steps=200, batch=256)
     few = distill(teacher, two_ways.observations, replace(config, learning_rate=3e-3))
     assert few.spec.sampler == SamplerSpec('midpoint', 2)
     error = np.abs(act(few)[1] - act(teacher)[1]).max(axis=1)
