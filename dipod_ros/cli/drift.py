@@ -137,7 +137,7 @@ def find_targets(name: str, every: int) -> list[Target]:
 def table(rows: list[dict]) -> list[str]:
     """Return one line of text for each measured checkpoint, below a heading."""
     name = max([len(r['name']) for r in rows] + [10])
-    heads = ('gap', '+-', 'A>0', 'A<0', 'G1', 'entropy', 'std', 'cos ELBO', 'cos CFM')
+    heads = ('gap', '+-', 'A>0', 'A<0', 'G1', 'entropy', 'std', 'cos ELBO', '+-', 'cos CFM', '+-')
     few = list(dict.fromkeys(s for r in rows for s in r['success']))
     lines = [
         f'{"checkpoint":{name}} {"version":>7} '
@@ -148,7 +148,11 @@ def table(rows: list[dict]) -> list[str]:
         keys = ('mean', 'error', 'positive', 'negative')
         values = [report[f'gap_{key}'] for key in keys]
         values += [report['g1_gap'], report['entropy'], report['action_std']]
-        values += [alignment.get(kind, {}).get('value', math.nan) for kind in ('elbo', 'cfm')]
+        values += [
+            alignment.get(kind, {}).get(key, math.nan)
+            for kind in ('elbo', 'cfm')
+            for key in ('value', 'error')
+        ]
         values += [row['success'][s]['success'] if s in row['success'] else math.nan for s in few]
         cells = ' '.join(f'{"-" if math.isnan(v) else format(v, ".2f"):>8}' for v in values)
         lines.append(f'{row["name"]:{name}} {row["version"]:>7} {cells}')

@@ -124,17 +124,20 @@ def test_what_could_not_be_measured_is_a_dash_with_its_reason():
     nan = float('nan')
     names = ('gap_mean', 'gap_error', 'gap_positive', 'gap_negative', 'g1_gap', 'entropy')
     report = dict.fromkeys(names, 1.0) | {'action_std': 0.5}
-    silent = {'value': nan, 'note': 'no signal in the true gradient'}
+    silent = {'value': nan, 'error': nan, 'note': 'no signal in the true gradient'}
     rows = [
         {
             'name': 'x',
             'version': 3,
             'success': {},
-            'report': report | {'alignment': {'elbo': silent, 'cfm': {'value': 0.25, 'note': ''}}},
+            'report': report
+            | {'alignment': {'elbo': silent, 'cfm': {'value': 0.25, 'error': 0.5, 'note': ''}}},
         }
     ]
     _, line, note = drift.table(rows)
-    assert line.split()[-2:] == ['-', '0.25'] and 'no signal in the true gradient' in note
+    assert (
+        line.split()[-4:] == ['-', '-', '0.25', '0.50'] and 'no signal in the true gradient' in note
+    )
 
 
 def test_the_page_names_every_option():
