@@ -125,6 +125,7 @@ def test_what_could_not_be_measured_is_a_dash_with_its_reason():
     names = ('gap_mean', 'gap_error', 'gap_positive', 'gap_negative', 'g1_gap', 'entropy')
     report = dict.fromkeys(names, 1.0) | {'action_std': 0.5}
     silent = {'value': nan, 'error': nan, 'note': 'no signal in the true gradient'}
+    found = {'value': 0.25, 'error': 0.5, 'note': ''}
     rows = [
         {
             'name': 'x',
