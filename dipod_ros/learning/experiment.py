@@ -26,7 +26,7 @@ import numpy as np
 
 from dipod_ros.errors import UserError
 from dipod_ros.learning.critic import CriticConfig
-from dipod_ros.learning.experiment_score import gap, measure
+from dipod_ros.learning.experiment_score import exact_gap, fitted_gap, measure
 from dipod_ros.learning.experiment_start import make_worlds, start_policy
 from dipod_ros.learning.health import HealthConfig
 from dipod_ros.learning.learner import Learner, LearnerConfig
@@ -231,15 +231,16 @@ class Training:
 
     def _measure_gap(self, metrics: dict[str, float], rollout: Rollout) -> None:
         """Note the gap when it is due; not part of the time of learning."""
-        done = self.learner.updates
+        done, policy = self.learner.updates, self.learner.policy
         if self._gap_inside:
             value = metrics.get('elbo_gap_nats')
         elif self.learner.algorithm.keeps_flow and (done - 1) % self.regime.gap_every == 0:
-            value = gap(self.job, self.learner.policy, rollout.observations, done)
+            value = fitted_gap(self.job, policy, rollout.observations, done)
         else:
             value = None
         if value is not None:
-            self.gap_curve.append([self.learner.control_steps, float(value)])
+            exact = exact_gap(self.job, policy, rollout.observations, done)
+            self.gap_curve.append([self.learner.control_steps, float(value), exact])
 
     def _alarm_at(self) -> int | None:
         """Return the control steps at which the alarm would have fired first, or did."""

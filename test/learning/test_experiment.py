@@ -78,6 +78,9 @@ def test_a_result_says_what_happened(whole):
     assert set(result['sweep']) == {'1', '2', '4', '10', '50'}
     assert set(result['zero_noise']) == {'1', '10'}
     assert 0 <= result['student'] <= 1 and math.isfinite(result['gap_nats'])
+    # A bound is below the likelihood.
+    assert result['exact_gap_nats'] > 0
+    assert [len(point) for point in result['gap_curve']] == [3] * len(result['gap_curve'])
     assert result['wall_s'] == pytest.approx(
         result['rollout_s'] + result['update_s'] + result['other_s']
     )

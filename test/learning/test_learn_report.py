@@ -40,7 +40,8 @@ def write_result(folder, job, score, **changes):
         'other_s': 1.0,
         'cpu_s': 9.0,
         'curve': curve,
-        'gap_curve': [[1000, 2.0], [10_000, 4.0]] if flow else [],
+        'gap_curve': [[1000, 2.0, 7.0], [10_000, 4.0, 9.0]] if flow else [],
+        'exact_gap_nats': 9.0 if flow else None,
         'gap_nats': 4.0 if flow else None,
         'action_std_ratio': 0.9,
         'alarms': 0,
@@ -93,7 +94,8 @@ def test_a_row_is_the_middle_of_its_seeds(results):
     assert row['iqm'] == pytest.approx(0.92)
     assert 0.90 <= row['ci_low'] < row['iqm'] < row['ci_high'] <= 0.94
     assert row['success_k4'] == pytest.approx(0.82) and row['student'] == pytest.approx(0.87)
-    assert (row['gap_nats'], row['update_s'], row['env_steps']) == (4.0, 7.0, 10_000)
+    assert (row['gap_nats'], row['exact_gap_nats']) == (4.0, 9.0)
+    assert (row['update_s'], row['env_steps']) == (7.0, 10_000)
     assert math.isnan(row['better_than_baseline'])
     # 0.95 .. 0.99 against 0.90 .. 0.94: always better.
     assert row_of(collect(jobs, folder), 'reach', 'dipod')['better_than_baseline'] == 1.0
