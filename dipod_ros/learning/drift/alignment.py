@@ -84,7 +84,8 @@ def gradient_alignment(
         episodes: episode number of each row [B]; decisions of one episode share their future, so
             they stay in one group. None: each row is an episode of its own.
         groups: independent estimates, at least 2; 2 is a split half.
-        steps: Runge-Kutta steps of the likelihood (16 give a relative error below 1 % here).
+        steps: Runge-Kutta steps of the likelihood. On pillar_reach_flow the gradient is 1.6 % off
+            with 12 and 0.3 % with 20, against 50.
         samples: (t, eps) per action for the surrogates.
 
     Raises UserError for advantages that are not finite or fewer episodes than groups.

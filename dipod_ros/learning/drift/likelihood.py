@@ -16,7 +16,7 @@ from dipod_ros.policy.flow import FlowPolicy
 
 DETERMINISTIC = ('euler', 'midpoint')
 # Tangents carried together, D for each row: they should fit in the cache, and the graph of a
-# differentiable solve in memory (0.7 GB for 35 dimensions, width 256 and 16 steps).
+# differentiable solve in memory (which grows with this, the width and the steps).
 TANGENTS = 1024
 
 
