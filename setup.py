@@ -66,7 +66,7 @@ setup(
             'ros-jazzy-common-interfaces>=5.3.6',
             'ros-jazzy-rmw-fastrtps-cpp>=8.4.3',
         ],
-        # The external benchmarks (docs/external.md). imageio: Gymnasium's own MuJoCo envs import it.
+        # docs/external.md; Gymnasium's own MuJoCo envs import imageio
         'bench': ['ogbench>=1.2.2', 'stable-baselines3>=2.9', 'imageio>=2.14'],
         'test': ['pytest>=7', 'pytest-timeout>=2.1', 'hypothesis>=6'],
         'dev': [
