@@ -187,6 +187,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--seeds', type=int, default=3, help='default %(default)s')
     parser.add_argument('--episodes', type=int, default=512, help='default %(default)s')
     parser.add_argument('--train-steps', type=int, help='gradient steps of each student')
+    parser.add_argument('--methods', nargs='+', default=(), help='default: all')
+    parser.add_argument(
+        '--student-steps', nargs='+', type=int, default=(1, 2, 4), help='default: 1 2 4'
+    )
     add_json_argument(parser)
     args = parser.parse_args(arguments)
     set_threads(1)
@@ -197,6 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = compare(
         flows,
         config=config,
+        methods=args.methods,
+        steps=args.student_steps,
         seeds=args.seeds,
         episodes=args.episodes,
         progress=lambda line: print(line, flush=True),
