@@ -25,7 +25,17 @@ from typing import Any
 import numpy as np
 
 from dipod_ros.errors import UserError
-from dipod_ros.learning.critic import CriticConfig
+from dipod_ros.learning.experiment_result import (
+    SCHEMA,
+    collapsed,
+    fits,
+    numbers,
+    read_result,
+    settings_of,
+    smooth,
+    steps_to,
+    write_json,
+)
 from dipod_ros.learning.experiment_score import exact_gap, fitted_gap, measure
 from dipod_ros.learning.experiment_start import make_worlds, start_policy
 from dipod_ros.learning.health import HealthConfig
@@ -33,17 +43,11 @@ from dipod_ros.learning.learner import Learner, LearnerConfig
 from dipod_ros.learning.rollout import Rollout, collect_episodes
 from dipod_ros.learning.seeding import numpy_rng
 from dipod_ros.learning.suites import METHODS, REGIMES, TASKS, Job, update_config
-from dipod_ros.policy.atomic import write_file
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 'dipod_ros.learn/1'
 # Updates between states on disk; a killed job repeats at most these.
 SAVE_EVERY = 10
-# Success and return are read off the mean of this many updates.
-SMOOTHING = 5
-# Collapsed: the smoothed score ends below this share of the best that it ever was.
-COLLAPSE = 0.5
 # Updates between the estimates by which a method adapts to the gap.
 ADAPT_EVERY = 4
 ALARM = HealthConfig()
@@ -271,105 +275,16 @@ class Training:
             raise UserError(
                 f'{self._run_file} cannot be read: delete it to begin this job again'
             ) from error
-        if not _fits(self.settings, settings):
+        if not fits(self.settings, settings):
             log.warning('%s begins again: its settings have changed', self.job)
             return
         self.learner.load(self._state_file)
         done = self.learner.updates
-        self.curve = _numbers(notes['curve'][:done])
+        self.curve = numbers(notes['curve'][:done])
         steps = self.learner.control_steps
-        self.gap_curve = [point for point in _numbers(notes['gap_curve']) if point[0] <= steps]
+        self.gap_curve = [point for point in numbers(notes['gap_curve']) if point[0] <= steps]
         self.seconds = notes['seconds']
         # Rollouts that were collected and not yet learned from are collected again, by the same
         # versions with the same noise.
         self._versions = notes['versions'][: done + self.regime.lag]
         self._pending.extend(self._collect(i) for i in range(done, len(self._versions)))
-
-
-def outdated(job: Job, result: dict[str, Any], start_sha256: str) -> bool:
-    """Return whether a result was made with other settings than the job would be run with now."""
-    return not _fits(settings_of(job, start_sha256), result['settings'])
-
-
-def settings_of(job: Job, start_sha256: str) -> dict[str, Any]:
-    """Return everything that decides a result besides the program, as plain values."""
-    settings = {
-        'method': asdict(METHODS[job.method]),
-        'config': asdict(update_config(job)),
-        'critic': asdict(CriticConfig()),
-        'task': asdict(TASKS[job.task]),
-        'regime': asdict(REGIMES[job.regime]),
-        'start_sha256': start_sha256,
-    }
-    for part in ('method', 'regime'):
-        del settings[part]['about']
-    return json.loads(json.dumps(_plain(settings)))
-
-
-def smooth(values: list[float]) -> np.ndarray:
-    """Return the mean of the last SMOOTHING values at each place; NaN where there are fewer."""
-    values = np.asarray(values, dtype=float)
-    out = np.full(len(values), np.nan)
-    for i in range(SMOOTHING - 1, len(values)):
-        out[i] = values[i - SMOOTHING + 1 : i + 1].mean()
-    return out
-
-
-def steps_to(level: float, steps: np.ndarray, smoothed: np.ndarray) -> int | None:
-    """Return the control steps after which the smoothed score first is `level`, or None."""
-    reached = np.flatnonzero(smoothed >= level)
-    return int(steps[reached[0]]) if len(reached) else None
-
-
-def collapsed(smoothed: np.ndarray) -> bool:
-    """Return whether the smoothed score ended below half of the best that it was."""
-    known = smoothed[np.isfinite(smoothed)]
-    return bool(len(known) and known.max() > 0 and known[-1] < COLLAPSE * known.max())
-
-
-def read_result(file: Path) -> dict[str, Any] | None:
-    """Return a result, or None when there is none; raises UserError for a file that is none."""
-    if not Path(file).is_file():
-        return None
-    try:
-        result = json.loads(Path(file).read_text(encoding='utf-8'))
-        if result['schema'] == SCHEMA and 'settings' in result:
-            return result
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise UserError(f'{file} is no result of this benchmark: delete it to make it again')
-
-
-def write_json(file: Path, values: dict[str, Any]) -> None:
-    """Write values atomically; what is no number becomes null. Raises UserError."""
-    text = json.dumps(_plain(values), indent=1, allow_nan=False) + '\n'
-    try:
-        write_file(Path(file), text.encode())
-    except OSError as error:
-        raise UserError(f'cannot write {file}: {error.strerror or error}') from error
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _numbers(value: Any) -> Any:
-    """Turn null back into NaN."""
-    if isinstance(value, dict):
-        return {key: _numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_numbers(item) for item in value]
-    return math.nan if value is None else value
-
-
-def _fits(mine: Any, other: Any) -> bool:
-    """Return whether two settings agree in all that both name: a newer program has more names."""
-    if isinstance(mine, dict) and isinstance(other, dict):
-        return all(_fits(mine[key], other[key]) for key in mine.keys() & other.keys())
-    return mine == other

@@ -197,7 +197,8 @@ def main(argv: Sequence[str]) -> int:
 def _work(job: Job, run_dir: Path, stop: Callable[[], bool]) -> int:
     import torch
 
-    from dipod_ros.learning.experiment import Interrupted, run_job, write_json
+    from dipod_ros.learning.experiment import Interrupted, run_job
+    from dipod_ros.learning.experiment_result import write_json
 
     torch.set_num_threads(1)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dipod_ros.learning.experiment import smooth
+from dipod_ros.learning.experiment_result import smooth
 from dipod_ros.learning.suites import METHODS, REGIMES, TASKS
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from dipod_ros.errors import UserError
-from dipod_ros.learning.experiment import outdated, read_result, write_json
 from dipod_ros.learning.experiment_pool import read_error
+from dipod_ros.learning.experiment_result import outdated, read_result, write_json
 from dipod_ros.learning.statistics import (
     Estimate,
     estimate,

@@ -14,10 +14,12 @@ from dipod_ros.learning import experiment, suites  # noqa: E402
 from dipod_ros.learning.experiment import (  # noqa: E402
     Interrupted,
     Training,
+    run_job,
+)
+from dipod_ros.learning.experiment_result import (  # noqa: E402
     collapsed,
     outdated,
     read_result,
-    run_job,
     smooth,
     steps_to,
 )

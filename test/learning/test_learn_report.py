@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip('torch')
 
 from dipod_ros.errors import UserError  # noqa: E402
-from dipod_ros.learning.experiment import SCHEMA, settings_of, write_json  # noqa: E402
+from dipod_ros.learning.experiment_result import SCHEMA, settings_of, write_json  # noqa: E402
 from dipod_ros.learning.learn_plots import band  # noqa: E402
 from dipod_ros.learning.learn_report import collect, markdown, write_report  # noqa: E402
 from dipod_ros.learning.suites import Job  # noqa: E402
