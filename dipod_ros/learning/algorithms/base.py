@@ -116,6 +116,9 @@ class Algorithm(ABC):
     ) -> dict[str, torch.Tensor]:
         """Return what the ratio needs of the policy that took these decisions, [M, ...] each."""
 
+    def before_minibatch(self, batch: Batch, generator: torch.Generator) -> None:  # noqa: B027
+        """Draw what a gradient step needs; the same in every process that learns together."""
+
     @abstractmethod
     def loss(self, policy: FlowPolicy, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
         """Return the loss of a minibatch, a mean over its rows, and statistics."""
@@ -191,6 +194,7 @@ def run_epochs(
             raise UpdateStopped
         order = torch.randperm(len(batch), generator=generator)
         for index in order.chunk(config.minibatches):
+            algorithm.before_minibatch(batch, generator)
             mine = parallel.share(index)
             part = len(mine) / len(index)
             optimizer.zero_grad()

@@ -55,7 +55,10 @@ class DipodConfig(UpdateConfig):
     beta: float = 0.03
     # Above 0, beta is adapted (dual ascent) until the measured ELBO gap is this many nats.
     gap_target: float = 0.0
-    samples_per_action: int = 8  # Monte-Carlo (t, eps) per action
+    # Monte-Carlo (t, eps) that an action keeps, and how many of them each gradient step takes (0 is
+    # all). Few that are met again in every epoch are learned by heart: see docs/dipod.md.
+    samples_per_action: int = 64
+    samples_per_step: int = 4
     clip: float = 0.2
     trust_region: str = 'ppo'
     ratio: str = 'sample'
@@ -76,7 +79,7 @@ class DipodConfig(UpdateConfig):
         ):
             if getattr(self, name) not in allowed:
                 raise UserError(f'{name} {getattr(self, name)!r} is not one of {list(allowed)}')
-        for name in ('beta', 'gap_target'):
+        for name in ('beta', 'gap_target', 'samples_per_step'):
             if not getattr(self, name) >= 0:
                 raise UserError(f'{name} must not be negative, got {getattr(self, name)}')
         self.require_at_least_one('samples_per_action')
@@ -142,6 +145,7 @@ class Dipod(Algorithm):
         super().__init__(config)
         self.beta = config.beta if config.gap_target == 0 else max(config.beta, BETA_RANGE[0])
         self._start: FlowPolicy | None = None
+        self._columns: torch.Tensor | slice = slice(None)
 
     def start(self, policy: FlowPolicy) -> FlowPolicy:
         """Return a copy that learns."""
@@ -161,16 +165,24 @@ class Dipod(Algorithm):
             memory['anchor'] = self._start.sample(batch.observations, noise)
         return memory
 
+    def before_minibatch(self, batch: Batch, generator: torch.Generator) -> None:
+        """Choose the (t, eps) of this gradient step."""
+        kept, taken = batch.memory['t'].shape[1], self.config.samples_per_step
+        if 0 < taken < kept:
+            self._columns = torch.randperm(kept, generator=generator)[:taken]
+        else:
+            self._columns = slice(None)
+
     def loss(self, policy: FlowPolicy, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
         """Return the loss of a minibatch; the regulariser reuses the surrogate's forward pass."""
-        samples = PathSamples(batch.memory['t'], batch.memory['eps'])
+        chosen = self._columns
+        samples = PathSamples(batch.memory['t'][:, chosen], batch.memory['eps'][:, chosen])
+        ell_old = batch.memory['ell_old'][:, chosen]
         ell = cfm_loss(policy, batch.actions, batch.observations, samples)
         held = None
         if 'anchor' in batch.memory and self.beta > 0:
             held = cfm_loss(policy, batch.memory['anchor'], batch.observations, samples)
-        return dipod_loss(
-            ell, batch.memory['ell_old'], batch.advantages, self.config, self.beta, held
-        )
+        return dipod_loss(ell, ell_old, batch.advantages, self.config, self.beta, held)
 
     def observe(self, metrics: dict[str, float]) -> None:
         """Adapt beta to a gap that was measured: dual ascent on E[log pi - ELBO] <= gap_target."""
