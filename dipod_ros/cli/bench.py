@@ -21,7 +21,9 @@ from dipod_ros.errors import UserError
 
 HELP = 'measure latency, throughput and learning beside their baselines'
 
+# Those of a run without a name; the others take minutes or hours.
 BENCHES = ('engine', 'sim', 'serve')
+LONGER = ('train', 'distill')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,10 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         'what',
         nargs='?',
-        choices=(*BENCHES, 'all', 'learn'),
+        choices=(*BENCHES, *LONGER, 'all', 'learn'),
         help='engine: ONNX Runtime and PyTorch; sim: physics alone and through ROS; serve: from '
-        'observation to command; learn: methods of online learning, for hours; without this the '
-        'first three, quickly',
+        'observation to command; train: what an update costs; distill: few-step students; learn: '
+        'methods of online learning, for hours; without this the first three, quickly',
     )
     parser.add_argument(
         '--checkpoint',

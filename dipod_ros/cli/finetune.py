@@ -25,7 +25,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--clip', type=float, default=0.2, help='default %(default)s')
     parser.add_argument('--trust-region', choices=('ppo', 'aspo'), default='ppo')
     parser.add_argument('--learning-rate', type=float, default=3e-4, help='default %(default)s')
-    parser.add_argument('--gap-every', type=int, default=5, help='default %(default)s')
+    parser.add_argument(
+        '--precision',
+        choices=('float32', 'bfloat16'),
+        default='float32',
+        help='default %(default)s',
+    )
+    parser.add_argument(
+        '--gap-target', type=float, default=0.0, metavar='NATS', help='above 0: beta adapts to it'
+    )
+    parser.add_argument(
+        '--burst-every',
+        type=int,
+        default=0,
+        metavar='UPDATES',
+        help='self-distillation between updates (Algorithm 1); 0 is none',
+    )
+    parser.add_argument('--gap-every', type=int, default=10, help='default %(default)s')
     parser.add_argument(
         '--student', choices=('off', 'final'), default='final', help='default %(default)s'
     )
@@ -42,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from dipod_ros.errors import UserError
-    from dipod_ros.learning.algorithms.dipod import DipodConfig
+    from dipod_ros.learning.algorithms.self_distillation import InterleavedConfig
     from dipod_ros.learning.evaluate import evaluate_policy
     from dipod_ros.learning.learner import LearnerConfig
     from dipod_ros.learning.rollout import collect_episodes
@@ -55,8 +71,11 @@ def run(args: argparse.Namespace) -> int:
     if args.episodes < 1 or args.control_steps < 1:
         raise UserError('--episodes and --control-steps must be at least 1')
     config = LearnerConfig(
-        algorithm=DipodConfig(
+        algorithm=InterleavedConfig(
             beta=args.beta,
+            gap_target=args.gap_target,
+            burst_every=args.burst_every,
+            precision=args.precision,
             epochs=args.epochs,
             clip=args.clip,
             trust_region=args.trust_region,

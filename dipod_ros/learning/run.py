@@ -17,7 +17,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +219,8 @@ class TrainingRun:
             lineage={
                 'parent': self.latest.sha256,
                 'initial': self.initial.sha256,
-                'method': type(self.learner.algorithm).__name__.lower(),
+                'method': 'dipod',
+                'update': asdict(self.learner.algorithm.config),
                 **self.learner.algorithm.state(),
                 'seed': self.config.learner.seed,
             },

@@ -33,16 +33,27 @@ class TrainerParams:
         low=1,
     )
     max_updates: int = param(0, 'updates after which learning is finished; 0 is no end', low=0)
-    beta: float = param(0.03, 'on-policy ELBO regulariser, x std of the advantage', low=0.0)
+    beta: float = param(0.03, 'on-policy ELBO regulariser, x RMS of the advantage', low=0.0)
+    gap_target: float = param(
+        0.0, 'above 0: beta is adapted until the ELBO gap is this many nats', low=0.0
+    )
+    burst_every: int = param(
+        0, 'updates between bursts of self-distillation (Algorithm 1); 0 is none', low=0
+    )
+    burst_steps: int = param(30, 'gradient steps of a burst', low=1)
     epochs: int = param(40, 'passes over the episodes of an update', low=1)
     minibatches: int = param(4, 'gradient steps per pass', low=1)
-    samples_per_action: int = param(8, 'Monte-Carlo (t, eps) per action', low=1)
+    samples_per_action: int = param(64, 'Monte-Carlo (t, eps) kept per action', low=1)
+    samples_per_step: int = param(4, 'of these, drawn for a gradient step; 0 is all', low=0)
     clip: float = param(0.2, 'trust region of the ratio', low=0.0)
     trust_region: str = param('ppo', 'ppo, or aspo for A < 0', choices=('ppo', 'aspo'))
     learning_rate: float = param(3e-4, 'of the policy (Adam)', low=0.0)
+    precision: str = param(
+        'float32', 'of the matrix products of an update', choices=('float32', 'bfloat16')
+    )
     critic_warmup_updates: int = param(1, 'first updates that fit the critic alone', low=0)
     max_lag: int = param(2, 'policy versions after which a decision is stale', low=0)
-    gap_every: int = param(5, 'updates between ELBO gap estimates; 0 is never', low=0)
+    gap_every: int = param(10, 'updates between ELBO gap estimates; 0 is never', low=0)
     student: str = param(
         'final',
         'when a few-step student is distilled; fresh: one follows with every checkpoint',
@@ -67,7 +78,7 @@ def open_run(p: TrainerParams) -> TrainingRun:
     """
     import torch
 
-    from dipod_ros.learning.algorithms.dipod import DipodConfig
+    from dipod_ros.learning.algorithms.self_distillation import InterleavedConfig
     from dipod_ros.learning.critic import CriticConfig
     from dipod_ros.learning.distill import DistillConfig
     from dipod_ros.learning.fresh_student import FreshConfig
@@ -85,11 +96,16 @@ def open_run(p: TrainerParams) -> TrainingRun:
         ckpt.resolve(p.checkpoint, folders),
         RunConfig(
             learner=LearnerConfig(
-                algorithm=DipodConfig(
+                algorithm=InterleavedConfig(
                     beta=p.beta,
+                    gap_target=p.gap_target,
+                    burst_every=p.burst_every,
+                    burst_steps=p.burst_steps,
+                    precision=p.precision,
                     epochs=p.epochs,
                     minibatches=p.minibatches,
                     samples_per_action=p.samples_per_action,
+                    samples_per_step=p.samples_per_step,
                     clip=p.clip,
                     trust_region=p.trust_region,
                     learning_rate=p.learning_rate,
