@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from dipod_ros.errors import UserError
+    from dipod_ros.learning import parallel
     from dipod_ros.learning.algorithms.self_distillation import InterleavedConfig
     from dipod_ros.learning.evaluate import evaluate_policy
     from dipod_ros.learning.learner import LearnerConfig
@@ -68,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
     from dipod_ros.sim.vector_env import ChunkVectorEnv
 
     set_threads(args.threads)
+    # Under torchrun every process simulates the same, and they share the work of the gradients.
+    parallel.join()
     if args.episodes < 1 or args.control_steps < 1:
         raise UserError('--episodes and --control-steps must be at least 1')
     config = LearnerConfig(
@@ -89,7 +92,8 @@ def run(args: argparse.Namespace) -> int:
     spec, learner = training.initial.spec, training.learner
     env = ChunkVectorEnv(spec.task, args.episodes, spec.robot, seed=args.seed, autoreset=False)
     start = time.monotonic()
-    with tqdm(total=args.control_steps, unit='step', desc='learning') as bar:
+    silent = parallel.rank() > 0
+    with tqdm(total=args.control_steps, unit='step', desc='learning', disable=silent) as bar:
         bar.update(min(learner.control_steps, args.control_steps))
         while learner.control_steps < args.control_steps:
             rng = numpy_rng(args.seed, 'rollout', learner.updates)
@@ -111,6 +115,9 @@ def run(args: argparse.Namespace) -> int:
             )
             bar.update(rollout.control_steps)
     seconds = time.monotonic() - start
+    parallel.leave()
+    if silent:
+        return 0
     policies = {'before': load_policy(initial), 'after': learner.policy.clone()}
     if args.student == 'final' and training.has_observations:
         manifest = training.make_student()

@@ -37,6 +37,12 @@ def world_size() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
+def wait() -> None:
+    """Wait until every process has come here."""
+    if world_size() > 1:
+        distributed.barrier()
+
+
 def share(index: torch.Tensor) -> torch.Tensor:
     """Return the rows of a minibatch [B] that this process takes."""
     return index[rank() :: world_size()]
@@ -63,10 +69,3 @@ def sum_values(values: dict[str, float]) -> dict[str, float]:
     total = torch.tensor([values[n] for n in names], dtype=torch.float64)
     distributed.all_reduce(total)
     return dict(zip(names, total.tolist(), strict=True))
-
-
-def broadcast_module(module: torch.nn.Module) -> None:
-    """Give every process the weights of the first one."""
-    if world_size() > 1:
-        for tensor in module.state_dict().values():
-            distributed.broadcast(tensor, src=0)

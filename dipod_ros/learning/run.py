@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from dipod_ros.errors import UserError
+from dipod_ros.learning import parallel
 from dipod_ros.learning.distill import DistillConfig, distill
 from dipod_ros.learning.fresh_student import FreshConfig, FreshStudent
 from dipod_ros.learning.learner import Learner, LearnerConfig
@@ -48,7 +49,10 @@ class RunConfig:
 
 
 class TrainingRun:
-    """A learner with its folder. Not safe for two processes at once: one run, one trainer."""
+    """A learner with its folder. Not safe for two processes at once: one run, one trainer.
+
+    Processes that learn together (see parallel.py) are one trainer: the first one writes.
+    """
 
     def __init__(self, run_dir: Path, initial: Path, config: RunConfig) -> None:
         """Open `run_dir`, going on where an earlier run from the same checkpoint stopped.
@@ -70,14 +74,21 @@ class TrainingRun:
         self.student: ckpt.Manifest | None = None  # the newest one written
         self._fresh: FreshStudent | None = None
         self.resumed = self._state_file.is_file()
+        self._writes = parallel.rank() == 0
         try:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            self._resume() if self.resumed else self._begin()
-            self._begin_fresh()
+            if self.resumed:
+                self._resume()
+            elif self._writes:
+                self.run_dir.mkdir(parents=True, exist_ok=True)
+                self._begin()
+            if self._writes:
+                self._begin_fresh()
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f'cannot write run_dir {self.run_dir}: {reason}') from error
-        self._board = self._open_board() if config.tensorboard else None
+        # Nobody writes before everybody has read.
+        parallel.wait()
+        self._board = self._open_board() if config.tensorboard and self._writes else None
 
     @property
     def _state_file(self) -> Path:
@@ -107,6 +118,8 @@ class TrainingRun:
         mismatch = self.learner.mismatch(rollout)
         metrics = self.learner.update(rollout, stop)
         metrics['policy_mismatch_rad'] = mismatch
+        if not self._writes:
+            return metrics, None
         self._observations.extend(rollout.observations)
         manifest = None
         if self.learner.version > before:
@@ -183,6 +196,8 @@ class TrainingRun:
             if manifest.version <= self.learner.version:
                 self._versions[manifest.sha256] = manifest.version
                 self.latest = manifest
+        if not self._writes:
+            return
         if self._metrics_file.is_file() and not self._metrics_file.read_bytes().endswith(b'\n'):
             # A kill cut the last line short: the next one must not continue it.
             with open(self._metrics_file, 'a', encoding='utf-8') as handle:
