@@ -152,7 +152,8 @@ def test_the_first_pass_is_on_policy(make_policy, make_rollout, trained, precisi
 
 
 def test_good_actions_become_likelier_and_bad_ones_less_so(make_policy, make_rollout):
-    learner = Learner(make_policy(), learner_config(DppoConfig(epochs=10, learning_rate=1e-3)))
+    settings = DppoConfig(epochs=10, clip=0.05, clip_base=0.05, learning_rate=1e-3)
+    learner = Learner(make_policy(), learner_config(settings))
     rollout = make_rollout(learner.behaviour(0), episodes=64)
     batch = learner._batch(rollout, learner.critic.advantages(learner.policy, rollout)[0])
     with torch.no_grad():
@@ -224,11 +225,8 @@ def test_start_copies_and_replaces_the_sampler(make_policy, assert_same_weights)
     assert_same_weights(given, make_policy())
 
 
-@pytest.mark.parametrize(('trained', 'reached'), [(0, 0.85), (2, 0.75)])
-def test_learning_raises_the_probability_of_the_rewarded_action(
-    make_policy, make_rollout, trained, reached
-):
-    """A chain whose first step is frozen has less to learn with and learns less."""
+@pytest.mark.parametrize('trained', [0, 2])
+def test_learning_raises_the_probability_of_the_rewarded_action(make_policy, make_rollout, trained):
     settings = DppoConfig(
         epochs=10,
         steps=3,
@@ -239,7 +237,7 @@ def test_learning_raises_the_probability_of_the_rewarded_action(
         learning_rate=3e-3,
     )
     start, end = bandit_success(make_rollout, make_policy(observed=1), settings)
-    assert start < 0.6 and end > reached
+    assert start < 0.6 and end > 0.85
 
 
 @pytest.mark.parametrize('trained', [0, 2])

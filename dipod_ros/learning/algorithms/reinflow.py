@@ -49,12 +49,15 @@ LOG_RATIO_MAX = 10.0
 class ReinFlowConfig(UpdateConfig):
     """Hyper-parameters of the update; the defaults suit 64 episodes per update on a robot."""
 
+    # Many epochs make too much of a ratio that is a mean over K * D Gaussians, as in dppo.py.
+    epochs: int = 16
+    learning_rate: float = 1e-4
     steps: int = 4  # of the chain, K
     # Bounds of the learned noise in normalised action units; it begins at their geometric mean.
     sigma_min: float = 0.1
     sigma_max: float = 0.24
     noise_width: int = 64  # hidden units of the noise network
-    clip: float = 0.05
+    clip: float = 0.02
     entropy_bonus: float = 0.0  # per nat of mean entropy of a step and dimension
 
     def __post_init__(self) -> None:
