@@ -27,14 +27,14 @@ from dipod_ros.learning.seeding import numpy_rng, torch_rng
 from dipod_ros.policy.flow import FlowPolicy, load_policy
 from dipod_ros.sim.vector_env import ChunkVectorEnv
 
-EPISODES = 64
 MS = 1e3
 
 
 def measure(options: Options) -> dict[str, Any]:
     """Return the figures of one machine; a few minutes, or seconds with `quick`."""
     policy = load_policy(options.flow)
-    env = ChunkVectorEnv(policy.spec.task, EPISODES, policy.spec.robot, seed=0, autoreset=False)
+    episodes = options.pick(64, 8)
+    env = ChunkVectorEnv(policy.spec.task, episodes, policy.spec.robot, seed=0, autoreset=False)
     results = _epoch_cost(policy, _collect(env, policy, 0), options)
     results |= _loop_shares(env, policy, options)
     results['outside'] = _outside(env, options)
@@ -80,7 +80,7 @@ def _epoch_cost(policy: FlowPolicy, rollout: Rollout, options: Options) -> dict[
 
     return {
         'decisions': len(rollout),
-        'samples_per_action': sides['fpo_float32'].samples_per_action,
+        'samples_per_step': sides['fpo_float32'].samples_per_step,
         **{k: v for name in sides for k, v in spread(f'{name}_epoch_ms', times[name] * MS).items()},
         'dipod_over_fpo': ratio('dipod_float32', 'fpo_float32'),
         'dipod_over_fpo_bfloat16': ratio('dipod_bfloat16', 'fpo_bfloat16'),

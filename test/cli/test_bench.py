@@ -120,6 +120,13 @@ def test_serve(tmp_path):
     assert serve['flow']['checkpoint'] == 'pillar_reach_flow'
 
 
+@pytest.mark.timeout(300)
+def test_train(tmp_path):
+    train = measure(tmp_path, 'train')['train']
+    assert 0 < train['not_gradient_share'] < 1
+    assert 0.5 < train['dipod_over_fpo'] < 2  # the same work: far from another pass of the network
+
+
 @pytest.mark.ros
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
