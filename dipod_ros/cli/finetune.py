@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
             rollout = collect_episodes(
                 env,
                 learner.policy.act,
-                spec.noise_size,
+                learner.policy.spec.noise_size,
                 rng,
                 seed=int(rng.integers(2**31)),
                 version=learner.version,

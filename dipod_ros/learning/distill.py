@@ -75,8 +75,11 @@ def distill(
     Raises UserError for a stochastic teacher, whose noise is not coupled to one action.
 
     """
-    if teacher.spec.sampler.solver == 'sde':
-        raise UserError('a teacher with an sde sampler cannot be distilled: choose midpoint')
+    if not teacher.spec.sampler.deterministic:
+        raise UserError(
+            f'a teacher with an {teacher.spec.sampler.solver} sampler cannot be distilled: '
+            'choose midpoint'
+        )
     if len(observations) == 0:
         raise UserError('distillation needs observations; run or record some episodes first')
     teacher = teacher.clone()

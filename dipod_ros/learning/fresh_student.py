@@ -69,9 +69,10 @@ class FreshStudent:
 
         Raises UserError for a flow with a stochastic sampler: its noise is not coupled to actions.
         """
-        if flow.spec.sampler.solver == 'sde':
+        if not flow.spec.sampler.deterministic:
             raise UserError(
-                'a flow with an sde sampler cannot have a fresh student: choose midpoint'
+                f'a flow with an {flow.spec.sampler.solver} sampler cannot have a fresh student: '
+                'choose midpoint'
             )
         self.config = config
         self.policy = flow.with_sampler(SamplerSpec('euler', config.steps))

@@ -84,6 +84,11 @@ class SamplerSpec:
             )
 
     @property
+    def deterministic(self) -> bool:
+        """Whether the noise at the start alone decides the action."""
+        return self.solver in ('euler', 'midpoint')
+
+    @property
     def evaluations(self) -> int:
         """Network evaluations per action chunk."""
         return self.steps * (2 if self.solver == 'midpoint' else 1)

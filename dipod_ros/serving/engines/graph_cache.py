@@ -14,6 +14,7 @@ import importlib.metadata
 import json
 import os
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 from dipod_ros.policy.spec import PolicySpec
@@ -34,7 +35,7 @@ def graph_key(spec: PolicySpec) -> str:
         'horizon': spec.horizon,
         'joints': len(spec.joints),
         'network': dict(spec.network),
-        'sampler': [spec.sampler.solver, spec.sampler.steps, spec.sampler.sde_scale],
+        'sampler': asdict(spec.sampler),
         'exporters': [_version(name) for name in EXPORTERS],
     }
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
