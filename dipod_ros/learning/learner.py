@@ -29,6 +29,7 @@ from dipod_ros.learning.algorithms.base import (
 )
 from dipod_ros.learning.algorithms.dipod import DipodConfig
 from dipod_ros.learning.critic import CriticConfig, CriticTrainer
+from dipod_ros.learning.drift.report import executed_gap
 from dipod_ros.learning.health import HealthConfig, check_health, elbo_gap_nats
 from dipod_ros.learning.rollout import Rollout
 from dipod_ros.learning.seeding import torch_rng
@@ -46,6 +47,10 @@ log = logging.getLogger(__name__)
 
 # A root mean square of advantages below this is no advantage at all.
 ADVANTAGE_FLOOR = 1e-9
+
+
+# Own actions whose exact likelihood is computed for the log: a standard error below one nat.
+GAP_ACTIONS = 64
 
 
 @dataclass(frozen=True)
@@ -167,6 +172,10 @@ class Learner:
         if config.gap_every and update % config.gap_every == 0 and self.algorithm.keeps_flow:
             rng = torch_rng(config.seed, 'gap', update)
             metrics['elbo_gap_nats'] = elbo_gap_nats(self.policy, observations, rng)
+            if self.policy.spec.sampler.deterministic:
+                # The first is a lower bound, whatever the sampler; this one is the gap itself.
+                exact = executed_gap(self.policy, observations, rng, actions=GAP_ACTIONS)
+                metrics['exact_gap_nats'] = exact.mean
         self.algorithm.observe(metrics)
         metrics |= self.algorithm.state()
         self.updates += 1
