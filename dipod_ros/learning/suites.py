@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +21,18 @@ from dipod_ros.policy.spec import SamplerSpec
 
 if TYPE_CHECKING:
     from dipod_ros.learning.algorithms.base import UpdateConfig
+    from dipod_ros.learning.outside import OutsideConfig
+
+log = logging.getLogger(__name__)
 
 MAX_SEEDS = 100
 # The same for every method, for speed; a learner on its own has float32.
 SHARED = {'precision': 'bfloat16'}
 # Those that a row is compared with, in the order of preference.
 BASELINE = 'fpo++'
+# What a method of learning/outside.py is for, and what it imports.
+OUTSIDE_TASKS = ('hopper', 'walker2d')
+OUTSIDE_NEEDS = ('stable_baselines3', 'imageio')
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,8 @@ class Method:
     """A configuration with a name."""
 
     about: str
-    module: str = 'dipod'  # of dipod_ros.learning.algorithms
+    # Of dipod_ros.learning.algorithms, or 'outside': learned by another library, from scratch.
+    module: str = 'dipod'
     config: str = 'DipodConfig'
     settings: dict[str, Any] = field(default_factory=dict)
     # With the learner's collapse alarm: roll back, then half the learning rate and half the epochs.
@@ -126,6 +134,8 @@ METHODS = {
     'fpo++': Method('FPO++, per-sample ratio', settings={'beta': 0.0}),
     'dipod': Method('DiPOD, beta 0.03', settings={'beta': 0.03}),
     'dipod_0.1': Method('DiPOD, beta 0.1', settings={'beta': 0.1}),
+    'dipod_0.3': Method('DiPOD, beta 0.3', settings={'beta': 0.3}),
+    'dipod_1': Method('DiPOD, beta 1', settings={'beta': 1.0}),
     'dipod_adaptive': Method(
         'DiPOD, beta adapted to a gap of 1 nat', settings={'beta': 0.03, 'gap_target': 1.0}
     ),
@@ -153,6 +163,12 @@ METHODS = {
         'FPO++ on the SDE sampler, for which its loss is a bound',
         settings={'beta': 0.0},
         sampler=SamplerSpec('sde', 10),
+    ),
+    'sb3_ppo': Method(
+        'PPO of Stable-Baselines3, from scratch; hopper and walker2d only',
+        'outside',
+        'OutsideConfig',
+        flow=False,
     ),
 }
 
@@ -195,6 +211,12 @@ SUITES = {
         ('clip_0.05', 'default', 'clip_0.5', 'clip_1.0'),
         (*DRIFT, 'aspo', 'fpo++_guarded'),
     ),
+    'beta': Suite(
+        'how strong the regulariser is',
+        ('pillar_reach',),
+        ('default', 'clip_1.0'),
+        ('fpo++', 'dipod', 'dipod_0.1', 'dipod_0.3', 'dipod_1'),
+    ),
     'long': Suite(
         'what remains after four times the data',
         ('pillar_reach',),
@@ -226,7 +248,7 @@ SUITES = {
         'tasks that others made',
         ('cube_single', 'hopper', 'walker2d'),
         ('default',),
-        ('fpo++', 'dipod', 'dipod_adaptive', *OTHERS),
+        ('fpo++', 'dipod', 'dipod_adaptive', *OTHERS, 'sb3_ppo'),
     ),
 }
 
@@ -264,13 +286,31 @@ def check_names(kind: str, names: Sequence[str], allowed: dict[str, Any]) -> Non
             raise UserError(f'unknown {kind} {name!r}: use one of {list(allowed)}')
 
 
-def update_config(job: Job) -> UpdateConfig:
+def _outside_problems(job: Job) -> tuple[str | None, str | None]:
+    """Return why a job of another library is not for its task, and why it cannot run here."""
+    if METHODS[job.method].module != 'outside':
+        return None, None
+    unfit = missing = None
+    if job.task not in OUTSIDE_TASKS:
+        known = ' and '.join(OUTSIDE_TASKS)
+        unfit = f'method {job.method} is for {known} only: leave out {job.task}'
+    lacks = [name for name in OUTSIDE_NEEDS if importlib.util.find_spec(name) is None]
+    if lacks:
+        missing = f'method {job.method} needs {", ".join(lacks)}: pip install "dipod_ros[bench]"'
+    return unfit, missing
+
+
+def update_config(job: Job) -> UpdateConfig | OutsideConfig:
     """Return the settings of a job's method under its regime.
 
-    Raises UserError when the method is not installed or has not what the regime changes.
+    Raises UserError when the method is not installed, is not for the task, or has not what the
+    regime changes.
     """
     method, regime = METHODS[job.method], REGIMES[job.regime]
-    path = f'dipod_ros.learning.algorithms.{method.module}'
+    outside = method.module == 'outside'
+    for problem in filter(None, _outside_problems(job)):
+        raise UserError(problem)
+    path = f'dipod_ros.learning.{"" if outside else "algorithms."}{method.module}'
     if importlib.util.find_spec(path) is None:
         raise UserError(f'method {job.method} is not part of this installation: leave it out')
     config = getattr(importlib.import_module(path), method.config)(**method.settings)
@@ -279,6 +319,8 @@ def update_config(job: Job) -> UpdateConfig:
         for name, value in (('epochs', regime.epochs), ('clip', regime.clip))
         if value is not None
     }
+    if outside:  # the learner of all others has these
+        changes |= {name: True for name in ('lag', 'tight') if getattr(regime, name)}
     if regime.stored_samples is not None:
         changes |= {'samples_per_action': regime.stored_samples, 'samples_per_step': 0}
     shared = {name: value for name, value in SHARED.items() if hasattr(config, name)}
@@ -299,7 +341,9 @@ def plan(
     """Return the jobs of some suites, seed 0 of everything first, none twice.
 
     `tasks`, `methods`, `regimes` and `seeds` take the place of those of the suites. An interrupted
-    benchmark is balanced that way. Raises UserError for unknown names and an impossible count.
+    benchmark is balanced that way. Without `methods`, what another library learns is left out where
+    that has not the task or is not installed; the latter is logged. Raises UserError for unknown
+    names and an impossible count.
     """
     check_names('suite', suites, SUITES)
     check_names('task', tasks or (), TASKS)
@@ -315,7 +359,23 @@ def plan(
                 for regime in regimes or suite.regimes:
                     for method in methods or suite.methods:
                         jobs[Job(task, method, seed, regime)] = None
-    return sorted(jobs, key=lambda job: job.seed)
+    # One that was asked for by name is refused later, and by name.
+    return sorted(jobs if methods else _possible(jobs), key=lambda job: job.seed)
+
+
+def _possible(jobs: Iterable[Job]) -> list[Job]:
+    """Leave out what another library learns where that has not the task, or is not there."""
+    left_out: dict[str, None] = {}
+    possible = []
+    for job in jobs:
+        unfit, missing = _outside_problems(job)
+        if unfit is None and missing is None:
+            possible.append(job)
+        elif unfit is None:
+            left_out[missing] = None
+    for text in left_out:
+        log.warning('left out: %s', text)
+    return possible
 
 
 def describe() -> str:
