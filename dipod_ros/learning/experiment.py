@@ -84,6 +84,8 @@ def run_job(
     done = read_result(file)
     if done is not None:
         return done
+    if METHODS[job.method].module == 'outside':
+        return _run_outside(job, file, progress, stop)
     training = Training(job, Path(run_dir))
     while not training.finished:
         if stop():
@@ -107,6 +109,20 @@ def run_job(
         training.learner.policy.save(job.file(run_dir, '.policy'), lineage=lineage, overwrite=True)
     write_json(file, result)
     training.discard()
+    progress(1.0, 'done')
+    return result
+
+
+def _run_outside(
+    job: Job, file: Path, progress: Progress, stop: Callable[[], bool]
+) -> dict[str, Any]:
+    """Run a job that another library learns; one that is stopped begins again."""
+    from dipod_ros.learning.outside import run_outside
+
+    result = run_outside(job, update_config(job), progress, stop)
+    if result is None:
+        raise Interrupted(str(job))
+    write_json(file, result)
     progress(1.0, 'done')
     return result
 
