@@ -79,12 +79,13 @@ def run_outside(
     """
     if job.task not in GYMNASIUM:
         raise UserError(f'method {job.method} is for {" and ".join(GYMNASIUM)} only')
-    began, cpu = time.monotonic(), time.process_time()
     regime, task = REGIMES[job.regime], TASKS[job.task]
     budget = regime.control_steps or int(regime.budget * task.control_steps)
     torch.set_num_threads(1)
     model, versions = _make(GYMNASIUM[job.task], config.ppo(budget), job.seed)
     recorder = _recorder(budget, progress, stop)
+    # Not of learning: imports, models of the worlds.
+    began, cpu = time.monotonic(), time.process_time()
     try:
         model.learn(budget, callback=recorder)
     finally:

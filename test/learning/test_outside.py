@@ -69,7 +69,7 @@ def test_a_result_has_the_keys_and_the_measure_of_all_others(sb3, tmp_path):
     assert result['score'] == result['final']['return_mean'] and math.isfinite(result['score'])
     assert result['final']['episodes'] == 1
     parts = [result[name] for name in ('rollout_s', 'update_s', 'other_s')]
-    assert min(parts) > 0 and result['wall_s'] == pytest.approx(sum(parts))
+    assert min(parts[:2]) > 0 and parts[2] >= 0 and result['wall_s'] == pytest.approx(sum(parts))
     assert result['settings']['config'] == asdict(OutsideConfig(epochs=2))
     assert result['settings']['versions']['stable_baselines3'] == sb3.__version__
     assert not outdated(JOB, result, None)
@@ -86,11 +86,11 @@ def test_a_result_has_the_keys_and_the_measure_of_all_others(sb3, tmp_path):
 
 def test_it_learns(sb3, monkeypatch):
     config = OutsideConfig(n_steps=128)
-    regime = suites.Regime('short', control_steps=8192, effort=0.02)
+    regime = suites.Regime('short', control_steps=4096, effort=0.02)
     monkeypatch.setitem(suites.REGIMES, 'short', regime)
     result = run_outside(Job('hopper', 'sb3_ppo', 0, 'short'), config)
     returns = [row['return_mean'] for row in result['curve']]
-    assert result['updates'] == 8, returns
+    assert result['updates'] == 4, returns
     assert np.mean(returns[-2:]) > 1.5 * np.mean(returns[:2]), returns
 
 
