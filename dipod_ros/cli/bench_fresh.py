@@ -28,9 +28,9 @@ def variants(seed: int = 0) -> dict[str, FreshConfig]:
     base = FreshConfig(seed=seed)
     return {
         'default': base,
-        'rollout only': replace(base, new_pairs=0),
-        'new only': replace(base, use_rollout=False),
-        '20 steps': replace(base, train_steps=20),
+        'rollout only': replace(base, new_pairs=0, use_rollout=True),
+        'both': replace(base, use_rollout=True),
+        'both, 20 steps': replace(base, use_rollout=True, train_steps=20),
     }
 
 

@@ -197,9 +197,8 @@ class Trainer(Node):
 
     def _finish_run(self) -> None:
         if self.params.student != 'off':
-            # A fresh student is at hand already.
-            fresh = self.params.student == 'fresh' and self._student is not None
-            if self._run.has_observations and not fresh:
+            # Also after a fresh one: from scratch it is a little nearer to its teacher.
+            if self._run.has_observations:
                 self._distil()
             if self._student is not None:
                 # From here on the robot acts with the student; what it records is not learned from.

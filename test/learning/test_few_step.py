@@ -151,3 +151,33 @@ def test_every_method_repeats_and_leaves_the_teacher_alone(
     first = distill(teacher, observations, config)
     assert_same_weights(first, distill(teacher, observations, config))
     assert_same_weights(teacher, before)
+
+
+def test_the_bench_of_methods_compares_them_on_a_real_flow():
+    from dipod_ros.cli.bench_distill import compare
+    from dipod_ros.resources import share_dir
+
+    models = share_dir() / 'models'
+    config = DistillConfig(train_steps=2, batch=16, pairs=64)
+    told = []
+    results = compare(
+        [models / 'reach_flow'],
+        config=config,
+        steps=(1, 2),
+        seeds=2,
+        episodes=8,
+        teacher_episodes=8,
+        progress=told.append,
+    )
+    rows = results[str(models / 'reach_flow')]
+    teachers = {name for name in rows if name.startswith('teacher')}
+    assert {int(name.split('(')[1].split()[0]) for name in teachers} == {10, 50}
+    assert rows.keys() - teachers - {'sha256'} == {
+        f'{m} euler-{k}' for m in METHODS for k in (1, 2)
+    }
+    one = rows['trajectory euler-1']
+    assert len(one['success_seeds']) == 2 and one['rms'] > 0 and one['cpu_s'] > 0
+    assert one['rms'] == pytest.approx(np.mean(one['rms_seeds']))
+    assert len(told) == 7
+    with pytest.raises(UserError, match='give the flow'):
+        compare([models / 'reach_student'], config=config)

@@ -36,8 +36,14 @@ def behind(student, flow):
 
 @pytest.mark.parametrize(
     'options',
-    [{}, {'new_pairs': 0}, {'use_rollout': False}, {'steps': 2}],
-    ids=['both', 'rollout only', 'new only', 'two steps'],
+    [
+        {},
+        {'new_pairs': 0, 'use_rollout': True},
+        {'use_rollout': True},
+        {'steps': 2},
+        {'steps': 2, 'new_pairs': 0, 'use_rollout': True},
+    ],
+    ids=['new', 'rollout', 'both', 'two steps', 'two steps, rollout'],
 )
 def test_a_student_catches_up_with_a_flow_that_stands_still(linear_flow, make_rollout, options):
     flow = linear_flow(turning(1.2))
@@ -117,7 +123,7 @@ def test_a_state_that_does_not_fit_is_an_error_of_one_line(
         ({'memory': 0}, 'memory'),
         ({'learning_rate': 0.0}, 'learning_rate'),
         ({'new_pairs': -1}, 'new_pairs'),
-        ({'new_pairs': 0, 'use_rollout': False}, 'needs pairs'),
+        ({'new_pairs': 0}, 'needs pairs'),
     ],
 )
 def test_settings_that_teach_nothing_are_refused(options, what):
@@ -247,3 +253,23 @@ def test_a_rollout_is_left_as_it_was(linear_flow, make_rollout):
     FreshStudent(flow, replace(CONFIG, first_steps=2)).update(flow, rollout)
     for name, copy in zip(('observations', 'noise', 'chunks'), copies, strict=True):
         np.testing.assert_array_equal(getattr(rollout, name), copy)
+
+
+def test_the_bench_follows_a_real_run():
+    from dipod_ros.cli.bench_fresh import follow_run
+    from dipod_ros.resources import share_dir
+
+    config = FreshConfig(first_steps=2, train_steps=2, batch=8, new_pairs=8)
+    result = follow_run(
+        share_dir() / 'models' / 'reach_flow',
+        control_steps=150,
+        every=1,
+        episodes=4,
+        rollout_episodes=4,
+        students={'one': config},
+        distil=False,
+    )
+    assert result['updates'] == len(result['points']) and result['points'][0]['flow']['rms'] == 0
+    assert result['one']['cpu_s'] > 0 and result['update_cpu_s'] > 0
+    assert result['points'][-1]['control_steps'] >= 150
+    assert 0 < result['points'][-1]['one']['rms'] < 3
