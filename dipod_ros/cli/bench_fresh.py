@@ -98,7 +98,7 @@ def follow_run(
                 student.policy.save(Path(folder) / name, kind='student', overwrite=True)
                 costs[name].append(time.process_time() - start)
             done = learner.control_steps >= control_steps
-            if not done and learner.updates % every != 1:
+            if not done and (learner.updates - 1) % every:
                 continue
             policies = {'flow': learner.policy} | {n: s.policy for n, s in fresh.items()}
             if distil:
