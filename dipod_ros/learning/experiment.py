@@ -18,7 +18,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,7 @@ class Training:
             LearnerConfig(
                 algorithm=config,
                 health=ALARM if self.method.guarded else NO_ALARM,
-                max_lag=self.regime.lag,
+                max_lag=self.regime.lag + self.regime.window - 1,
                 gap_every=ADAPT_EVERY if self._gap_inside else 0,
                 seed=job.seed,
             ),
@@ -157,6 +157,7 @@ class Training:
         self.seconds = {'rollout': 0.0, 'update': 0.0, 'other': 0.0, 'cpu': 0.0}
         self._versions: list[int] = []  # that collected rollout i
         self._pending: deque[Rollout] = deque()
+        self._window: deque[Rollout] = deque(maxlen=self.regime.window)
         self._env = make_worlds(job, self.episodes, seed=job.seed)
         self._check(start)
         self._resume()
@@ -174,7 +175,8 @@ class Training:
             self._pending.append(self._collect(len(self._versions) - 1))
         collected = time.monotonic()
         rollout = self._pending.popleft()
-        metrics = self.learner.update(rollout)
+        self._window.append(rollout)
+        metrics = self.learner.update(self._joined())
         updated = time.monotonic()
         self.seconds['rollout'] += collected - began
         self.seconds['update'] += updated - collected
@@ -234,6 +236,18 @@ class Training:
             result[f'steps_to_{key}'] = reached
             result[f'minutes_to_{key}'] = None if reached is None else reached * minutes
         return result
+
+    def _joined(self) -> Rollout:
+        """Return the rollouts of the window as one, which counts as the newest of them."""
+        newest = self._window[-1]
+        if len(self._window) == 1:
+            return newest
+        return replace(
+            Rollout.concatenate(self._window),
+            success=newest.success,
+            returns=newest.returns,
+            control_steps=newest.control_steps,
+        )
 
     def _collect(self, number: int) -> Rollout:
         """Collect rollout `number` with the version that was, or is, due; repeatable."""
@@ -304,3 +318,5 @@ class Training:
         # versions with the same noise.
         self._versions = notes['versions'][: done + self.regime.lag]
         self._pending.extend(self._collect(i) for i in range(done, len(self._versions)))
+        begin = max(0, done - self.regime.window + 1)
+        self._window.extend(self._collect(i) for i in range(begin, done))

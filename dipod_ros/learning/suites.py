@@ -72,6 +72,7 @@ class Regime:
     control_steps: int | None = None
     budget: float = 1.0  # times the task's control steps
     lag: int = 0  # updates between a rollout and learning from it
+    window: int = 1  # newest rollouts that each update learns from
     start: str = 'cloned'  # or 'scratch': random weights behind the cloned normaliser
     tight: bool = False  # the task's tight tolerance, in learning and in evaluation
     episodes: int | None = None
@@ -92,6 +93,13 @@ REGIMES = {
     ),
     'long': Regime('4 times the control steps', budget=4.0, gap_every=20, effort=0.5),
     'stale': Regime('learns from the rollout collected 4 updates ago', lag=4, effort=0.5),
+    'window_3': Regime(
+        '32 episodes per update, each learned from in 3 updates of 20 epochs',
+        episodes=32,
+        epochs=20,
+        window=3,
+        effort=0.5,
+    ),
     'sparse': Regime(
         'tighter tolerance: succeeds one time in ten at the start', tight=True, effort=0.5
     ),
@@ -226,7 +234,7 @@ SUITES = {
     'regimes': Suite(
         'reuse, staleness, a bad start, none',
         ('pillar_reach',),
-        ('stored_4', 'epochs_12', 'epochs_80', 'stale', 'sparse', 'scratch'),
+        ('stored_4', 'epochs_12', 'epochs_80', 'window_3', 'stale', 'sparse', 'scratch'),
         DRIFT,
     ),
     'controls': Suite(
