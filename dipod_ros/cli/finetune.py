@@ -43,7 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--gap-every', type=int, default=10, help='default %(default)s')
     parser.add_argument(
-        '--student', choices=('off', 'final'), default='final', help='default %(default)s'
+        '--student',
+        choices=('off', 'final', 'fresh'),
+        default='final',
+        help='fresh: one follows with every checkpoint (default %(default)s)',
     )
     parser.add_argument('--eval-episodes', type=int, default=512, help='default %(default)s')
     parser.add_argument('--seed', type=int, default=0, help='default %(default)s')
@@ -61,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from dipod_ros.learning import parallel
     from dipod_ros.learning.algorithms.self_distillation import InterleavedConfig
     from dipod_ros.learning.evaluate import evaluate_policy
+    from dipod_ros.learning.fresh_student import FreshConfig
     from dipod_ros.learning.learner import LearnerConfig
     from dipod_ros.learning.rollout import collect_episodes
     from dipod_ros.learning.run import RunConfig, TrainingRun, read_metrics
@@ -88,7 +92,11 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     initial = find_checkpoint(args.checkpoint)
-    training = TrainingRun(Path(args.run_dir), initial, RunConfig(learner=config))
+    training = TrainingRun(
+        Path(args.run_dir),
+        initial,
+        RunConfig(learner=config, fresh=FreshConfig() if args.student == 'fresh' else None),
+    )
     spec, learner = training.initial.spec, training.learner
     env = ChunkVectorEnv(spec.task, args.episodes, spec.robot, seed=args.seed, autoreset=False)
     start = time.monotonic()
@@ -122,6 +130,8 @@ def run(args: argparse.Namespace) -> int:
     if args.student == 'final' and training.has_observations:
         manifest = training.make_student()
         policies['student'] = load_policy(manifest.path)
+    elif training.student is not None:
+        policies['student'] = load_policy(training.student.path)
     training.close()
     worlds = ChunkVectorEnv(spec.task, 256, spec.robot, seed=0, autoreset=False)
     results = {}

@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
             ],
             [
                 'distill', str(flow), '--out', str(student), '--sampler', recipe.student,
+                # A reflow student may be sampled with more steps than its own: the card shows it.
+                '--method', 'reflow', '--steps', '1200',
                 '--seed', str(recipe.seed), '--overwrite',
             ],
         ]  # fmt: skip
