@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--headless', action='store_true', help='no videos')
     parser.add_argument('--eval-episodes', type=int, default=512, help='default %(default)s')
-    parser.add_argument('--beta', type=float, default=0.03, help='default %(default)s')
+    parser.add_argument('--beta', type=float, default=0.1, help='default %(default)s')
     parser.add_argument('--seed', type=int, default=0, help='default %(default)s')
     parser.add_argument(
         '--run-dir', metavar='DIR', help='default runs/demo-DATE; runs/latest links'

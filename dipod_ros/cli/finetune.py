@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--control-steps', type=int, default=100_000, help='default %(default)s')
     parser.add_argument('--episodes', type=int, default=64, help='per update (default %(default)s)')
-    parser.add_argument('--beta', type=float, default=0.03, help='default %(default)s')
+    parser.add_argument('--beta', type=float, default=0.1, help='default %(default)s')
     parser.add_argument('--epochs', type=int, default=40, help='default %(default)s')
     parser.add_argument('--clip', type=float, default=0.2, help='default %(default)s')
     parser.add_argument('--trust-region', choices=('ppo', 'aspo'), default='ppo')

@@ -33,7 +33,7 @@ class TrainerParams:
         low=1,
     )
     max_updates: int = param(0, 'updates after which learning is finished; 0 is no end', low=0)
-    beta: float = param(0.03, 'on-policy ELBO regulariser, x RMS of the advantage', low=0.0)
+    beta: float = param(0.1, 'on-policy ELBO regulariser, x RMS of the advantage', low=0.0)
     gap_target: float = param(
         0.0, 'above 0: beta is adapted until the ELBO gap is this many nats', low=0.0
     )
