@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 ADVANTAGE_FLOOR = 1e-9
 
 
+COUNTERS = ('version', 'updates', 'control_steps', 'episodes', 'alarms')
 # Own actions whose exact likelihood is computed for the log: a standard error below one nat.
 GAP_ACTIONS = 64
 
@@ -109,7 +110,10 @@ class Learner:
         numbers that are not finite. When `stop` turns true, the update is given up: everything is
         put back and UpdateStopped raised.
         """
-        self._check(rollout)
+        rollout.require_fits(self.policy.spec)
+        unknown = sorted({int(v) for v in np.unique(rollout.version)} - self._recent.keys())
+        if unknown:
+            raise UserError(f'rollout holds decisions of forgotten policy versions {unknown}')
         config, update = self.config, self.updates
         begun = self._snapshot()
         metrics: dict[str, float] = {
@@ -209,11 +213,7 @@ class Learner:
         for version, policy in self._recent.items():
             tensors |= pack_module(f'recent.{version}', policy)
         info = {
-            'version': self.version,
-            'updates': self.updates,
-            'control_steps': self.control_steps,
-            'episodes': self.episodes,
-            'alarms': self.alarms,
+            **{name: getattr(self, name) for name in COUNTERS},
             'recent': list(self._recent),
             'algorithm': asdict(self.algorithm.config),
             'algorithm_state': self.algorithm.state(),
@@ -222,51 +222,34 @@ class Learner:
         save_state(path, tensors, info)
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Go on from where `save` was called; raises UserError when the file does not fit."""
+        """Go on from where `save` was called.
+
+        Raises UserError, and changes nothing, when the file does not fit.
+        """
         tensors, info = load_state(path)
+        before = self._snapshot()
         try:
-            self._restore(tensors)
-            unpack_module('reference', self.reference, tensors)
-            self._recent.clear()
+            counters = {name: int(info[name]) for name in COUNTERS}
+            gentler = {name: info['algorithm'][name] for name in ('learning_rate', 'epochs')}
+            state = info['algorithm_state']
+            reference, recent = self.reference.clone(), OrderedDict()
+            unpack_module('reference', reference, tensors)
             for version in info['recent']:
-                policy = self.policy.clone()
-                unpack_module(f'recent.{version}', policy, tensors)
-                self._recent[int(version)] = policy
-            for name in ('version', 'updates', 'control_steps', 'episodes', 'alarms'):
-                setattr(self, name, int(info[name]))
-            self.algorithm.load_state(info['algorithm_state'])
-            if self.alarms:
-                # The gentler settings after an alarm belong to the run, not to its configuration.
-                saved = info['algorithm']
-                self.algorithm.config = replace(
-                    self.algorithm.config,
-                    learning_rate=saved['learning_rate'],
-                    epochs=saved['epochs'],
-                )
-            self._use_learning_rate()
-        except (KeyError, RuntimeError, ValueError) as error:
+                recent[int(version)] = self.policy.clone()
+                unpack_module(f'recent.{version}', recent[int(version)], tensors)
+            self._restore(tensors)
+            self.algorithm.load_state(state)
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            self._restore(before)
             reason = str(error).split('\n')[0]
             raise UserError(f'{Path(path)} does not fit this policy: {reason}') from error
-
-    def _check(self, rollout: Rollout) -> None:
-        if len(rollout) == 0 or rollout.episodes == 0:
-            raise UserError('the rollout is empty: collect at least one whole episode')
-        unknown = sorted({int(v) for v in np.unique(rollout.version)} - self._recent.keys())
-        if unknown:
-            raise UserError(f'rollout holds decisions of forgotten policy versions {unknown}')
-        spec = self.policy.spec
-        if rollout.observations.shape[1:] != (spec.observation_size,) or (
-            int(np.prod(rollout.chunks.shape[1:])) != spec.action_size
-        ):
-            raise UserError(
-                f'rollout holds observations of {rollout.observations.shape[1:]} and chunks of '
-                f'{rollout.chunks.shape[1:]}, the policy has {spec.observation_size} and '
-                f'{spec.horizon} x {len(spec.joints)}'
-            )
-        # One NaN would be in the critic for ever: it is kept when a collapsed policy is put back.
-        for name in ('observations', 'chunks', 'rewards'):
-            if not np.all(np.isfinite(getattr(rollout, name))):
-                raise UserError(f'rollout holds {name} that are not finite')
+        self.reference, self._recent = reference, recent
+        for name, value in counters.items():
+            setattr(self, name, value)
+        if self.alarms:
+            # The gentler settings after an alarm belong to the run, not to its configuration.
+            self.algorithm.config = replace(self.algorithm.config, **gentler)
+        self._use_learning_rate()
 
     def _batch(self, rollout: Rollout, advantages: torch.Tensor) -> Batch:
         normalizer = self.policy.normalizer

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dipod_ros.errors import UserError
+
 if TYPE_CHECKING:
+    from dipod_ros.policy.spec import PolicySpec
     from dipod_ros.sim.vector_env import ChunkVectorEnv
 
 
@@ -44,6 +47,21 @@ class Rollout:
     def episodes(self) -> int:
         """Number of episodes E."""
         return len(self.success)
+
+    def require_fits(self, spec: PolicySpec) -> None:
+        """Raise UserError when a policy of this specification cannot learn from these decisions."""
+        if len(self) == 0 or self.episodes == 0:
+            raise UserError('the rollout is empty: collect at least one whole episode')
+        observed, size = self.observations.shape[1:], int(np.prod(self.chunks.shape[1:]))
+        if observed != (spec.observation_size,) or size != spec.action_size:
+            raise UserError(
+                f'rollout holds observations of {observed} and chunks of {self.chunks.shape[1:]}, '
+                f'the policy has {spec.observation_size} and {spec.horizon} x {len(spec.joints)}'
+            )
+        # One NaN would be in the critic for ever: it is kept when a collapsed policy is put back.
+        for name in ('observations', 'chunks', 'rewards'):
+            if not np.all(np.isfinite(getattr(self, name))):
+                raise UserError(f'rollout holds {name} that are not finite')
 
     @staticmethod
     def concatenate(parts: Iterable[Rollout]) -> Rollout:

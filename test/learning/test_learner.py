@@ -295,9 +295,14 @@ def test_a_state_of_another_network_is_refused(make_policy, tmp_path):
     narrow = replace(QUICK, critic=CriticConfig(width=8))
     Learner(make_policy(), narrow).save(tmp_path / 'critic')
     for name in ('policy', 'critic'):
+        learner = Learner(make_policy(), QUICK)
+        before = states(learner)
         with pytest.raises(UserError, match=f'{name} does not fit') as error:
-            Learner(make_policy(), QUICK).load(tmp_path / name)
+            learner.load(tmp_path / name)
         assert '\n' not in str(error.value)
+        after = states(learner)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[k], after[k]) for k in before)
 
 
 @pytest.mark.parametrize('field', ['version', 'recent', 'algorithm', 'alarms'])
