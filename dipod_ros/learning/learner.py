@@ -88,7 +88,7 @@ class Learner:
         self.control_steps = 0
         self.episodes = 0
         self.alarms = 0
-        # Processor time in the epochs; not a metric, since metrics repeat and times do not.
+        # Processor time in the epochs of policy and critic; no metric: those repeat, times do not.
         self.gradient_s = 0.0
         self._recent: OrderedDict[int, FlowPolicy] = OrderedDict()
         self._remember()
@@ -124,9 +124,11 @@ class Learner:
             'lag_mean': float(self.version - rollout.version.mean()),
         }
         advantages, returns = self.critic.advantages(self.policy, rollout)
+        begun_s = time.process_time()
         metrics['explained_variance'] = self.critic.fit(
             self.policy, rollout, returns, torch_rng(config.seed, 'critic', update)
         )
+        self.gradient_s += time.process_time() - begun_s
         batch = self._batch(rollout, advantages)
         observations = batch.observations
         before = self._snapshot()
