@@ -217,7 +217,7 @@ SUITES = {
         'how wide the trust region is',
         ('pillar_reach',),
         ('clip_0.05', 'default', 'clip_0.5', 'clip_1.0'),
-        (*DRIFT, 'aspo', 'fpo++_guarded'),
+        (*DRIFT, 'dipod_0.3', 'aspo', 'fpo++_guarded'),
     ),
     'beta': Suite(
         'how strong the regulariser is',
@@ -229,7 +229,7 @@ SUITES = {
         'what remains after four times the data',
         ('pillar_reach',),
         ('long',),
-        (*DRIFT, 'dipod_adaptive', 'fpo++_guarded', 'dppo'),
+        (*DRIFT, 'dipod_0.3', 'dipod_adaptive', 'fpo++_guarded', 'dppo'),
     ),
     'regimes': Suite(
         'reuse, staleness, a bad start, none',
@@ -256,7 +256,7 @@ SUITES = {
         'tasks that others made',
         ('cube_single', 'hopper', 'walker2d'),
         ('default',),
-        ('fpo++', 'dipod', 'dipod_adaptive', *OTHERS, 'sb3_ppo'),
+        ('fpo++', 'dipod', 'dipod_0.1', 'dipod_adaptive', *OTHERS, 'sb3_ppo'),
     ),
 }
 
