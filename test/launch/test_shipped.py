@@ -7,10 +7,13 @@ import importlib
 import pytest
 import yaml
 
+from dipod_ros.nodes._trainer_params import STUDENT_MODES
 from dipod_ros.resources import resource, share_dir
 from dipod_ros.ros.launch_runner.arguments import declared_arguments
 from dipod_ros.ros.launch_runner.plan import plan
 from dipod_ros.ros.launch_runner.text import LaunchError
+from dipod_ros.serving.engines.select import CHOICES as ENGINES
+from dipod_ros.serving.loop import INTERFACES
 
 FILES = sorted(p.name for p in (share_dir() / 'launch').glob('*'))
 ARM7 = str(resource('config/robots/arm7.yaml'))
@@ -44,6 +47,15 @@ def test_every_argument_is_described(name):
     assert len(declared) > 10
     for argument in declared:
         assert len(argument.description) > 15, argument.name
+
+
+@pytest.mark.parametrize(
+    ('argument', 'allowed'),
+    [('student', STUDENT_MODES), ('engine', ENGINES), ('interface', INTERFACES)],
+)
+def test_arguments_offer_what_the_nodes_take(argument, allowed):
+    declared = declared_arguments(resource('launch/robot.launch.yaml'), NEEDED['robot.launch.yaml'])
+    assert [a.choices for a in declared if a.name == argument] == [allowed]
 
 
 def test_each_file_runs_what_its_name_says():
