@@ -8,6 +8,7 @@ limits, without anybody having to notice.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -106,6 +107,8 @@ class SafetyFilter:
         self.estop = EStop()
         self.counts: Counter[str] = Counter(dict.fromkeys(INTERVENTIONS, 0))
         self._filter = LimitFilter(limits, dt)
+        self._step = limits.acceleration * dt
+        self._shed = np.zeros((0, len(limits.joints)))
 
     def count(self, intervention: str) -> None:
         """Count one intervention that was decided elsewhere."""
@@ -128,10 +131,8 @@ class SafetyFilter:
             return self.brake(position, velocity)
         follower = self._filter
         follower.position, follower.velocity = position, velocity
-        points = np.empty_like(targets)
-        for k, target in enumerate(targets):
-            points[k] = follower.step(target)
-        clamp = float(np.max(np.abs(points - targets), initial=0.0))
+        points = follower.track(targets)
+        clamp = float(np.abs(points - targets).max(initial=0.0))
         if clamp > CLAMP_REPORT_RAD:
             self.count(LIMIT)
         tail = self._tail(follower.position, follower.velocity)
@@ -147,10 +148,15 @@ class SafetyFilter:
         Each joint sheds speed at its own limit. The filter only ever reaches speeds from which
         this ends inside the position limits, so the clip below acts on round-off alone.
         """
-        step = self.limits.acceleration * self.dt
         speed = np.abs(velocity)
         speed = np.where(speed * self.dt <= TOLERANCE_RAD, 0.0, speed)
-        count = max(1, int(np.ceil(np.max(speed / step))))
-        left = np.maximum(speed - np.arange(1, count + 1)[:, None] * step, 0.0)
-        points = position + np.cumsum(np.copysign(left, velocity) * self.dt, axis=0)
-        return np.clip(points, self.limits.lower, self.limits.upper)
+        count = max(1, math.ceil((speed / self._step).max()))
+        left = np.maximum(speed - self._sheds(count), 0.0)
+        points = position + (np.copysign(left, velocity) * self.dt).cumsum(axis=0)
+        return np.minimum(np.maximum(points, self.limits.lower), self.limits.upper)
+
+    def _sheds(self, count: int) -> np.ndarray:
+        """Return the speed [count, A] (rad/s) that braking has taken after 1, 2, ... periods."""
+        if count > len(self._shed):
+            self._shed = np.arange(1, 2 * count + 1)[:, None] * self._step
+        return self._shed[:count]

@@ -46,6 +46,12 @@ class Plan:
             return self.trail[max(k - 1, -TRAIL)]
         return self.motion.points[min(k, len(self.motion.points)) - 1]
 
+    def trail_at(self, tick: int) -> np.ndarray:
+        """Return the control points [TRAIL, A] up to a tick, those that `point` gives."""
+        path = np.concatenate([self.trail, self.motion.points])
+        indices = tick - self.start + np.arange(TRAIL)
+        return path[np.minimum(np.maximum(indices, 0), len(path) - 1)]
+
     def velocity(self, tick: int, dt: float) -> np.ndarray:
         """Return the velocity [A] (rad/s) of the step that leads to `tick`."""
         return (self.point(tick) - self.point(tick - 1)) / dt
@@ -143,5 +149,4 @@ class ChunkTimeline:
         return plan.point(tick), plan.velocity(tick, self._safety.dt)
 
     def _continue(self, tick: int, motion: Motion, chunk_start: int | None) -> None:
-        trail = np.stack([self._present.point(t) for t in range(tick - TRAIL + 1, tick + 1)])
-        self.plan = Plan(tick, trail, motion, chunk_start)
+        self.plan = Plan(tick, self._present.trail_at(tick), motion, chunk_start)

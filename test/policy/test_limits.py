@@ -145,6 +145,82 @@ def test_braking_comes_to_rest_at_the_acceleration_limit(run):
     assert_inside(np.array(points), limits, dt)
 
 
+@st.composite
+def pieces(draw):
+    """Targets that take turns at being reachable, out of reach, at rest and no number at all."""
+    limits, dt, start, targets = draw(runs())
+    size = len(limits.joints)
+    free = LimitFilter(limits, dt)
+    free.reset(start)
+    parts = []
+    for kind in draw(st.lists(st.sampled_from(['free', 'any', 'rest', 'edge']), max_size=5)):
+        if kind == 'any':
+            parts.append(targets[: draw(st.integers(0, 12))])
+            continue
+        if kind == 'edge':
+            parts.append(np.tile(limits.upper, (draw(st.integers(1, 9)), 1)))
+            continue
+        before = free.position.copy()
+        speed = draw(hnp.arrays(np.float64, size, elements=st.floats(-1, 1)))
+        speed = 0.0 if kind == 'rest' else speed * limits.velocity
+        steps = np.arange(1, draw(st.integers(1, 16)) + 1)[:, None]
+        # What came out of a filter goes through one unchanged, but for round-off.
+        parts.append(np.array([free.step(before + k * speed * dt) for k in steps]))
+    targets = np.concatenate([np.zeros((0, size)), *parts])
+    return limits, dt, start, targets
+
+
+@settings(max_examples=300)
+@given(pieces(), st.lists(st.integers(0, 40), max_size=3), st.booleans())
+def test_tracking_many_targets_is_stepping_through_them_to_the_last_bit(run, cuts, scaled):
+    """The cuts are seams: the next call begins in motion."""
+    limits, dt, start, targets = run
+    stepped, tracked = LimitFilter(limits, dt), LimitFilter(limits, dt)
+    stepped.reset(start)
+    tracked.reset(start)
+    scale = np.linspace(0.05, 1.0, len(targets)) if scaled else None
+    scales = [None] * len(targets) if scale is None else scale
+    one_by_one = [stepped.step(t, s) for t, s in zip(targets, scales, strict=True)]
+    edges = [0, *sorted(min(c, len(targets)) for c in cuts), len(targets)]
+    together = [
+        tracked.track(targets[a:b], None if scale is None else scale[a:b])
+        for a, b in zip(edges, edges[1:], strict=False)
+    ]
+    if one_by_one:
+        np.testing.assert_array_equal(np.concatenate(together), one_by_one)
+    for name in ('position', 'velocity', 'last_clamp'):
+        np.testing.assert_array_equal(getattr(tracked, name), getattr(stepped, name))
+
+
+def test_targets_within_reach_are_not_stepped_through(make_limits, monkeypatch):
+    limits = make_limits(2)
+    limiter = LimitFilter(limits, 0.04)
+    limiter.reset(np.zeros(2))
+    targets = run_filter(limits, 0.04, np.zeros(2), np.full((12, 2), 0.5))[2:]
+
+    def step(target, scale=None):
+        raise AssertionError('stepped')
+
+    monkeypatch.setattr(limiter, 'step', step)
+    np.testing.assert_allclose(limiter.track(targets * 0.9), targets * 0.9, atol=ROUND_OFF_RAD)
+
+
+@settings(max_examples=150)
+@given(runs(), st.lists(st.sampled_from([0.02, 0.1, 0.5, 0.9, 1.0]), min_size=1, max_size=40))
+def test_whatever_the_speed_scale_does_every_limit_holds(run, scales):
+    """The scale jumps at any speed: down to a limit that the arm is far above, and up again."""
+    limits, dt, start, targets = run
+    limiter = LimitFilter(limits, dt)
+    limiter.reset(start)
+    points = [limiter.position.copy()] * 2
+    for k, target in enumerate(targets):
+        speed, scale = np.abs(limiter.velocity), scales[k % len(scales)]
+        points.append(limiter.step(target, scale))
+        slowed = np.maximum(scale * limits.velocity, speed - limits.acceleration * dt)
+        assert np.all(np.abs(limiter.velocity) <= slowed + ROUND_OFF_RAD / dt)
+    assert_inside(np.array(points), limits, dt)
+
+
 def test_moving_is_not_at_rest(make_limits):
     limiter = LimitFilter(make_limits(2), 0.04)
     limiter.reset(np.zeros((3, 2)))
