@@ -79,6 +79,22 @@ class PolicyServerParams:
     joint_max_age_s: float = param(
         0.2, 'joint states older than this stop the arm (real time)', unit='s', low=0.001
     )
+    ramp_in_s: float = param(
+        1.0,
+        'after activation, an e-stop reset and a resync the velocity limit rises to its full '
+        'value in this time; 0 is at once',
+        unit='s', low=0.0, high=60.0,
+    )  # fmt: skip
+    slow_age_share: float = param(
+        0.5,
+        'the arm goes slowly while a stream is older than this share of its maximum age '
+        '(real time); 1 is never',
+        low=0.05,
+        high=1.0,
+    )
+    slow_speed_scale: float = param(
+        0.3, 'share of the velocity limit that is used then', low=0.01, high=1.0
+    )
     outcome_timeout_s: float = param(
         1.0,
         'a decision without an outcome for this long is recorded as interrupted',

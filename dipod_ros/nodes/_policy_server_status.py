@@ -99,9 +99,13 @@ def decision_report(loop: Loop | None, alive: bool) -> Report:
     return Report(Level.OK, 'ok', values)
 
 
-def safety_report(safety: SafetyFilter) -> Report:
-    """Report interventions and the e-stop."""
+def safety_report(safety: SafetyFilter, loop: Loop | None) -> Report:
+    """Report interventions, how fast the arm may go, and the e-stop."""
     values = {**safety.counts, 'estop latched': safety.estop.latched}
+    if loop is not None:
+        values['speed scale'] = safety.speed.at(loop.tick)
+    if isinstance(loop, RealTimeLoop):
+        values['late stream'] = loop.late_stream
     if safety.estop.latched:
         return Report(Level.ERROR, f'stopped: {safety.estop.reason}', values)
     return Report(Level.OK, 'ok', values)

@@ -44,6 +44,7 @@ from dipod_ros.serving.notices import Notices
 from dipod_ros.serving.observation import ObservationBuffer
 from dipod_ros.serving.realtime import RealTimeLoop
 from dipod_ros.serving.safety import SafetyFilter
+from dipod_ros.serving.speed import SpeedConfig
 
 JOINT_TOPIC = 'joint_states'
 OK, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
@@ -83,7 +84,8 @@ class PolicyServer(LifecycleNode):
         super().__init__('policy_server')
         self.params = p = declare(self, PolicyServerParams)
         limits = JointLimits.from_params(p.joints, vars(p.limits))
-        self._safety = SafetyFilter(limits, p.control_period_s)
+        speed = SpeedConfig(p.ramp_in_s, p.slow_age_share, p.slow_speed_scale)
+        self._safety = SafetyFilter(limits, p.control_period_s, speed)
         folders = [share_dir() / 'models', *(Path(d).expanduser() for d in p.model_dirs)]
         self._loader = PolicyLoader(
             limits, p.control_period_s, folders, EngineFactory(p.engine, p.threads)
@@ -300,7 +302,7 @@ class PolicyServer(LifecycleNode):
                 self._loop, self._threads is None or self._threads.alive
             ),
         )
-        diagnostics.add('safety', lambda: status.safety_report(self._safety))
+        diagnostics.add('safety', lambda: status.safety_report(self._safety, self._loop))
         return diagnostics
 
 

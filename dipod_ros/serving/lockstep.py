@@ -147,6 +147,7 @@ class LockstepLoop(Loop):
         if periods < 0:
             self.notices.event(f'time went back by {-elapsed_s:.3f} s: starting where the arm is')
             self.timeline.reset(sample.values, self.tick)
+            self._ramp_due = True
             return 0
         if abs(elapsed_s - periods * self.safety.dt) > PERIOD_TOLERANCE * self.safety.dt:
             self.notices.set(
@@ -174,6 +175,7 @@ class LockstepLoop(Loop):
         if self.timeline.plan.chunk_start is not None:
             self.safety.count(ESTOP)
         self.timeline.brake(self.tick)
+        self._ramp_due = True
         # A gap in the numbers of steps tells the trainer that something happened in between.
         self._step += 1
 

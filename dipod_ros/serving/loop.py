@@ -85,6 +85,7 @@ class Loop:
         self._outcome: Outcome | None = None
         self._acting = agent.policy  # whose decision is being executed
         self._step = 0  # decisions since the episode began
+        self._ramp_due = True  # the next chunk begins slowly
 
     def ready(self) -> bool:
         """Tell whether `step` has something to do; call while holding `wake`."""
@@ -139,6 +140,7 @@ class Loop:
                 f'the arm is {apart:.2f} rad away from where it was told to stand: '
                 'starting again from where it is'
             )
+            self._ramp_due = True
             self.timeline.reset(position, self.tick)
 
     def _run(self, observation: np.ndarray) -> Sampled:
@@ -161,6 +163,9 @@ class Loop:
             self.notices.set('engine', 'the policy gave numbers that are not finite; braking')
         else:
             self.notices.clear('engine', 'the engine works again')
+        if self._ramp_due:
+            self._ramp_due = False
+            self.safety.speed.ramp_in(self.tick)
         chunk = sampled.policy.layout.to_robot(sampled.chunk)
         return self.timeline.schedule(chunk, base, observed_tick, self.tick)
 
@@ -183,7 +188,7 @@ class Loop:
                 terminated=False,
                 truncated=False,
                 clamp_rad=plan.motion.clamp_rad,
-                interrupted=plan.chunk_start is None,
+                interrupted=plan.chunk_start is None or plan.motion.altered,
                 latency_s=0.0,
             ),
             stamp_ns,

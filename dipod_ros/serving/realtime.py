@@ -59,6 +59,8 @@ class RealTimeLoop(Loop):
         self._generation = 0  # changes when whatever is being sampled is void
         self._reset: tuple[int, float] | None = None  # stamp and receipt of the last, until seen
         self._stopping = False
+        self._anew = False  # decide now, whatever is left of the chunk
+        self.late_stream = ''  # why the arm goes slowly, '' when it does not
 
     def on_outcome(self, outcome: Outcome) -> None:
         """Take an outcome; a reset makes everything planned void."""
@@ -133,7 +135,7 @@ class RealTimeLoop(Loop):
             return False
         if self.safety.estop.latched or self._problems():
             return False
-        if self.timeline.index(self.tick) is not None:
+        if self.timeline.index(self.tick) is not None and not self._anew:
             replan = self.config.replan_steps or self._horizon
             # Early enough that the new chunk is there when `replan` steps of this one are behind.
             if self.timeline.consumed(self.tick) + self.latency_ticks() < replan:
@@ -159,7 +161,7 @@ class RealTimeLoop(Loop):
         with self.wake:
             if not self.ready():
                 return None
-            self._tried_tick, self._due_tick = self.tick, None
+            self._tried_tick, self._due_tick, self._anew = self.tick, None, False
             policy = self.agent.begin()
             if policy.layout.problems(self.buffer):
                 return None  # a policy that just took over needs a stream that is on its way
@@ -203,6 +205,7 @@ class RealTimeLoop(Loop):
             self.notices.event("the robot's clock was set: starting again from where the arm is")
             self._end_decision(self._newest_stamp_ns(), interrupted=True)
             self._begin_anew()
+            self._ramp_due = True
             self.grid.begin(joints, self.tick)
         reached = self.tick - self._observed_tick(joints)
         tick = self.grid.follow(self.tick)
@@ -233,6 +236,9 @@ class RealTimeLoop(Loop):
             reason = STALE
         else:
             reason = STOPPING if self._stopping else ''
+        self._ramp_due = self._ramp_due or reason == ESTOP
+        if not reason:
+            self._slow_down_if_late(before)
         if not reason or reason == self._held:
             return
         if self.timeline.plan is not None:
@@ -244,6 +250,37 @@ class RealTimeLoop(Loop):
                 self.safety.count(reason)
         self._generation += 1
         self._held = reason
+
+    def _slow_down_if_late(self, before: int) -> None:
+        """Go slowly while a stream is late, and decide anew when it is there again."""
+        speed = self.safety.speed
+        self.late_stream = self._late_stream(speed.config.slow_age_share)
+        slow = bool(self.late_stream)
+        if slow == speed.slow:
+            return
+        speed.slow = slow
+        self._anew = not slow
+        plan = self.timeline.plan
+        if not slow or plan is None or plan.chunk_start is None:
+            return
+        motion = self.timeline.follow_again(before)
+        if motion is not None and motion.altered:
+            self._end_decision(self._newest_stamp_ns(), interrupted=True, tick=before)
+            self.timeline.take(before, motion)
+
+    def _late_stream(self, share: float) -> str:
+        """Return the name of a stream older than `share` of its maximum age, '' without one."""
+        topic = self.config.joint_topic
+        joints = ('joint_position', topic, self.config.joint_max_age_s, topic)
+        streams = self.agent.policy.layout.sensed
+        for source, topic, max_age_s, name in (
+            joints,
+            *((s.source, s.topic, s.max_age_s, s.name) for s in streams),
+        ):
+            age = self.buffer.age_s(source, topic)
+            if share < 1 and age is not None and age > share * max_age_s:
+                return name
+        return ''
 
     def _check_decisions(self, before: int) -> None:
         plan = self.timeline.plan

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dipod_ros.policy.limits import TOLERANCE_RAD, JointLimits, LimitFilter
+from dipod_ros.serving.speed import SpeedConfig, SpeedScale
 
 # Interventions, by the name under which they are counted and reported.
 LIMIT = 'limit'  # a target was moved to stay within the limits
@@ -27,7 +28,9 @@ WATCHDOG = 'watchdog'  # a decision took longer than allowed
 FAULT = 'fault'  # the engine raised an error: braked
 ESTOP = 'estop'  # stopped on request
 RESYNC = 'resync'  # the command restarted from where the arm is
-INTERVENTIONS = (LIMIT, NOT_FINITE, STALE, UNDERRUN, WATCHDOG, FAULT, ESTOP, RESYNC)
+RAMP = 'ramp'  # a chunk was slowed down after a start
+SLOW = 'slow'  # a chunk was slowed down because a stream was late
+INTERVENTIONS = (LIMIT, NOT_FINITE, STALE, UNDERRUN, WATCHDOG, FAULT, ESTOP, RESYNC, RAMP, SLOW)
 
 # A command closer than this to its target was not moved in any sense that matters (float32 noise).
 CLAMP_REPORT_RAD = 1e-6
@@ -40,6 +43,9 @@ class Motion:
     points: np.ndarray  # [K, A] rad: those of the chunk, then the braking tail
     horizon: int  # how many of them answer the chunk
     clamp_rad: float  # largest distance between a target and its point
+    # Something besides the limits changed it: what was executed is not what was sampled.
+    altered: bool = False
+    targets: np.ndarray | None = None  # [horizon, A] rad, what the points answer
 
 
 class EStop:
@@ -100,10 +106,11 @@ class Watchdog:
 class SafetyFilter:
     """Turns targets into motions within limits; counts every time it had to step in."""
 
-    def __init__(self, limits: JointLimits, dt: float) -> None:
-        """Take the robot's limits and the control period in seconds."""
+    def __init__(self, limits: JointLimits, dt: float, speed: SpeedConfig | None = None) -> None:
+        """Take the robot's limits, the control period in seconds and when to go slower."""
         self.limits = limits
         self.dt = dt
+        self.speed = SpeedScale(speed or SpeedConfig(), dt)
         self.estop = EStop()
         self.counts: Counter[str] = Counter(dict.fromkeys(INTERVENTIONS, 0))
         self._filter = LimitFilter(limits, dt)
@@ -118,29 +125,47 @@ class SafetyFilter:
         """Return a position [A] within the position limits."""
         return np.clip(position, self.limits.lower, self.limits.upper)
 
-    def follow(self, position: np.ndarray, velocity: np.ndarray, targets: np.ndarray) -> Motion:
+    def follow(
+        self, position: np.ndarray, velocity: np.ndarray, targets: np.ndarray, tick: int = 0
+    ) -> Motion:
         """Follow absolute targets [H, A] (rad) from a control point [A] and its velocity [A].
 
-        A target that is not finite refuses the whole chunk: half of a broken chunk is not half
-        right. While the e-stop is latched every motion is a stop.
+        `tick` is that of the control point; the first target is for the next one. A target that is
+        not finite refuses the whole chunk: half of a broken chunk is not half right. While the
+        e-stop is latched every motion is a stop.
         """
         if self.estop.latched:
             return self.brake(position, velocity)
         if not np.isfinite(targets).all():
             self.count(NOT_FINITE)
             return self.brake(position, velocity)
-        follower = self._filter
-        follower.position, follower.velocity = position, velocity
-        points = follower.track(targets)
-        clamp = float(np.abs(points - targets).max(initial=0.0))
-        if clamp > CLAMP_REPORT_RAD:
+        points = self._track(position, velocity, targets)
+        if _apart(points, targets) > CLAMP_REPORT_RAD:
             self.count(LIMIT)
-        tail = self._tail(follower.position, follower.velocity)
-        return Motion(np.concatenate([points, tail]), len(points), clamp)
+        altered = False
+        scale = self.speed.scales(tick, len(targets))
+        if scale is not None:
+            full_speed, points = points, self._track(position, velocity, targets, scale)
+            altered = _apart(points, full_speed) > CLAMP_REPORT_RAD
+            if altered:
+                self.count(SLOW if self.speed.slow else RAMP)
+        tail = self._tail(self._filter.position, self._filter.velocity)
+        motion = np.concatenate([points, tail])
+        return Motion(motion, len(points), _apart(points, targets), altered, targets)
 
     def brake(self, position: np.ndarray, velocity: np.ndarray) -> Motion:
         """Come to rest as fast as the acceleration limits allow."""
         return Motion(self._tail(position, velocity), 0, 0.0)
+
+    def _track(
+        self,
+        position: np.ndarray,
+        velocity: np.ndarray,
+        targets: np.ndarray,
+        scale: np.ndarray | None = None,
+    ) -> np.ndarray:
+        self._filter.position, self._filter.velocity = position, velocity
+        return self._filter.track(targets, scale)
 
     def _tail(self, position: np.ndarray, velocity: np.ndarray) -> np.ndarray:
         """Return braking points [K, A], K at least 1; the last step is 0, so the arm is at rest.
@@ -160,3 +185,7 @@ class SafetyFilter:
         if count > len(self._shed):
             self._shed = np.arange(1, 2 * count + 1)[:, None] * self._step
         return self._shed[:count]
+
+
+def _apart(points: np.ndarray, targets: np.ndarray) -> float:
+    return float(np.abs(points - targets).max(initial=0.0))

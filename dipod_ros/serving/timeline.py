@@ -112,8 +112,24 @@ class ChunkTimeline:
         if late >= len(chunk):
             return None
         targets = base + np.cumsum(chunk, axis=0, dtype=np.float64)
-        motion = self._safety.follow(*self._state(tick), targets[late:])
+        motion = self._safety.follow(*self._state(tick), targets[late:], tick)
         self._continue(tick, motion, observed_tick if motion.horizon else None)
+        return self.plan
+
+    def follow_again(self, tick: int) -> Motion | None:
+        """Return another motion from `tick` towards the targets that the plan still has.
+
+        For when the safety filter would have it otherwise by now. None when no target is left.
+        """
+        plan = self._present
+        done = tick - plan.start
+        if plan.motion.targets is None or not 0 <= done < plan.motion.horizon:
+            return None
+        return self._safety.follow(*self._state(tick), plan.motion.targets[done:], tick)
+
+    def take(self, tick: int, motion: Motion) -> Plan:
+        """Go on from `tick` with another motion for the same chunk."""
+        self._continue(tick, motion, self._present.chunk_start if motion.horizon else None)
         return self.plan
 
     def brake(self, tick: int) -> Plan:

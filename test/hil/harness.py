@@ -191,6 +191,7 @@ class Server:
             'model_dirs': [str(folder)],
             'joints': list(limits.joints),
             'robot': 'toy_arm',
+            'ramp_in_s': 0.0,  # a test that wants its first chunk to be slow says so
             **{f'limits.{k}': v for k, v in limits.to_params().items()},
             **{k.replace('__', '.'): v for k, v in parameters.items()},
         }

@@ -344,6 +344,23 @@ def test_the_estop_latches_and_needs_a_reset(lockstep):
     robot.wait_status(estop=True, estop_reason='service ~/estop')
 
 
+def test_it_starts_slowly_and_says_so_in_records_and_diagnostics(start):
+    robot, _ = start(lockstep=True, ramp_in_s=2 * HORIZON * PERIOD_S)
+    trajectories = [first_answer(robot)]
+    for k in range(1, 5):
+        trajectories.append(robot.answer(k * CHUNK_NS, START))
+    for trajectory in trajectories:
+        legal(trajectory)
+    # The scale of the last step of the first chunk is a tenth and 5 / 12 of the rest.
+    scale = 0.1 + 0.9 * (HORIZON - 1) / (2 * HORIZON)
+    assert np.all(np.abs(trajectories[0].velocities) <= scale * LIMITS.velocity + 1e-9)
+    robot.wait(lambda: len(robot.records) >= 4)
+    assert robot.records[0].interrupted
+    assert not robot.records[3].interrupted
+    robot.wait(lambda: int(robot.diagnostics.get('safety', ({}, {}))[1].get('ramp', 0)) >= 1)
+    assert robot.diagnostics['safety'][1]['speed scale'] == '1'
+
+
 def test_numbers_that_are_not_finite_never_reach_the_wire(start, tmp_path):
     save_fragile_checkpoint(tmp_path / 'fragile')
     robot, _ = start(lockstep=True, checkpoint='fragile')

@@ -4,26 +4,18 @@
 import numpy as np
 import pytest
 from checkpoints import HORIZON, JOINTS, make_spec
+from worlds import CHUNK_NS, START, answer
 
 from dipod_ros.serving import safety
 from dipod_ros.serving.decisions import Outcome
 from dipod_ros.serving.lockstep import LockstepLoop
 
 DT_NS = 40_000_000
-CHUNK_NS = HORIZON * DT_NS
-START = np.array([0.1, 0.2, 0.3])
 
 
 @pytest.fixture
 def bench(make_bench):
     return make_bench(LockstepLoop)
-
-
-def answer(bench, stamp_ns, position=START, episode=0, **outcome):
-    bench.loop.on_outcome(Outcome(stamp_ns, episode, **outcome))
-    bench.sense(stamp_ns, position)
-    result = bench.loop.step()
-    return None if result is None else result[0]
 
 
 def test_it_waits_until_every_stream_and_the_outcome_have_the_stamp(bench):

@@ -4,70 +4,12 @@
 import numpy as np
 import pytest
 from checkpoints import HORIZON
+from worlds import DT, FAST, START, World, assert_smooth, settled
 
 from dipod_ros.serving import safety
 from dipod_ros.serving.decisions import Outcome
 from dipod_ros.serving.lockstep import LockstepLoop
 from dipod_ros.serving.realtime import RealTimeLoop
-
-DT = 0.04
-START = np.array([0.1, 0.2, 0.3])
-FAST = np.full((HORIZON, 3), 0.03)
-
-
-class World:
-    """Plays time: the arm is sensed once per period, `control` is called when it is due."""
-
-    def __init__(self, bench):
-        self.bench, self.loop, self.clock = bench, bench.loop, bench.clock
-        self.position = START.copy()
-        self.sensing = True
-        self.skew_s = 0.0  # of the robot's clock
-        self.setpoints, self.plans = [], []
-        bench.engine.chunk = FAST
-
-    def sense(self):
-        if self.sensing:
-            self.bench.sense(round((self.clock.now + self.skew_s) * 1e9), self.position)
-
-    def decide(self):
-        step = self.loop.step()
-        if step is not None and self.loop.config.interface == 'trajectory':
-            self.plans.append(step[0].plan)
-
-    def control(self):
-        command = self.loop.control()
-        if command is not None:
-            self.setpoints.append(command.setpoint)
-            self.plans.append(command.plan)
-
-    def period(self, decide=True):
-        """Run from one observation to the next; decisions are tried after every event."""
-        end = self.clock.now + DT
-        self.sense()
-        if decide:
-            self.decide()
-        while self.loop.next_control_s() <= end + 1e-9:
-            self.clock.now = max(self.clock.now, self.loop.next_control_s())
-            self.control()
-            if decide:
-                self.decide()
-        self.clock.now = max(self.clock.now, end)
-
-    def run(self, periods, **more):
-        for _ in range(periods):
-            self.period(**more)
-
-    def counts(self, name):
-        return self.bench.safety.counts[name]
-
-
-def settled(world):
-    """Let the server hear the robot's clock for long enough, so that the next period decides."""
-    while not world.loop.grid.begun:
-        world.period()
-    assert world.plans == []
-    return world
 
 
 @pytest.fixture
@@ -81,15 +23,6 @@ def make_world(make_bench):
 @pytest.fixture
 def world(make_world):
     return make_world()
-
-
-def assert_smooth(setpoints, limits):
-    """Setpoints once per period are averages of control points: the same limits hold."""
-    path = np.array(setpoints)
-    speed = np.diff(path, axis=0) / DT
-    assert np.all(np.abs(speed) <= limits.velocity + 1e-9)
-    assert np.all(np.abs(np.diff(speed, axis=0)) <= limits.acceleration * DT + 1e-9)
-    assert np.all(path >= limits.lower) and np.all(path <= limits.upper)
 
 
 def test_nothing_is_commanded_before_the_first_decision(make_bench):

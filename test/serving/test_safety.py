@@ -7,12 +7,12 @@ from checkpoints import make_limits
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from worlds import assert_legal
 
 from dipod_ros.serving import safety as s
 
 DT = 0.04
 LIMITS = make_limits()
-ULP = 1e-9  # round-off of float64 in rad, rad/s and rad/s^2 alike
 
 targets = hnp.arrays(
     np.float64,
@@ -25,15 +25,6 @@ targets = hnp.arrays(
 )
 
 
-def assert_legal(previous, velocity, points):
-    """Check control points [K, A] that follow `previous`, reached with `velocity`."""
-    path = np.concatenate([previous[None], points])
-    speed = np.concatenate([velocity[None], np.diff(path, axis=0) / DT])
-    assert np.all(path >= LIMITS.lower - ULP) and np.all(path <= LIMITS.upper + ULP)
-    assert np.all(np.abs(speed) <= LIMITS.velocity + ULP)
-    assert np.all(np.abs(np.diff(speed, axis=0)) <= LIMITS.acceleration * DT + ULP)
-
-
 @given(st.lists(targets, min_size=1, max_size=5), st.integers(0, 12))
 def test_chunk_after_chunk_stays_within_limits_and_could_stop_at_any_time(chunks, cut):
     """Each chunk is cut off somewhere by the next, as when observations come early."""
@@ -41,7 +32,7 @@ def test_chunk_after_chunk_stays_within_limits_and_could_stop_at_any_time(chunks
     position, velocity = np.array([0.3, -0.2, 1.0]), np.zeros(3)
     for chunk in chunks:
         motion = guard.follow(position, velocity, chunk)
-        assert_legal(position, velocity, motion.points)
+        assert_legal(LIMITS, position, velocity, motion.points)
         path = np.concatenate([position[None], motion.points])
         if len(path) > 1:
             np.testing.assert_allclose(path[-1], path[-2], atol=1e-8)  # at rest
@@ -49,7 +40,7 @@ def test_chunk_after_chunk_stays_within_limits_and_could_stop_at_any_time(chunks
             n = min(cut, len(motion.points))
             position, velocity = path[n], (path[n] - path[n - 1]) / DT
         stop = guard.brake(position, velocity)
-        assert_legal(position, velocity, stop.points)
+        assert_legal(LIMITS, position, velocity, stop.points)
 
 
 @given(targets)
@@ -107,7 +98,7 @@ def test_the_estop_latches_until_it_is_reset():
     velocity = np.array([0.5, 0.5, 0.5])
     motion = guard.follow(np.zeros(3), velocity, np.zeros((4, 3)))
     assert motion.horizon == 0
-    assert_legal(np.zeros(3), velocity, motion.points)
+    assert_legal(LIMITS, np.zeros(3), velocity, motion.points)
     assert guard.estop.reset()
     assert not guard.estop.reset()
     assert guard.follow(np.zeros(3), np.zeros(3), np.zeros((4, 3))).horizon == 4
