@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policy server's threads: one decides, one commits control points (real time only)."""
+"""In real time the policy server has two threads: one decides, one commits control points."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 from dipod_ros.nodes._policy_server_io import CommandOutput, RecordOutput
 from dipod_ros.ros.runtime import EXIT_BUG, request_exit
-from dipod_ros.serving.loop import Loop
 from dipod_ros.serving.realtime import RealTimeLoop
 
 # How often a thread looks up without being woken: bounds how late records and shutdown come.
@@ -23,7 +22,7 @@ class ServerThreads:
 
     def __init__(
         self,
-        loop: Loop,
+        loop: RealTimeLoop,
         commands: CommandOutput,
         records: RecordOutput,
         fail: Callable[[str], None],
@@ -35,14 +34,19 @@ class ServerThreads:
         self._fail = fail
         self._stop = threading.Event()
         self._hurry = threading.Event()
-        self._threads = [self._thread('decisions', self._decide)]
-        if isinstance(loop, RealTimeLoop):
-            self._threads.append(self._thread('control', self._control))
+        self._threads = [
+            self._thread('decisions', self._decide),
+            self._thread('control', self._control),
+        ]
 
     def start(self) -> None:
         """Begin to act."""
         for thread in self._threads:
             thread.start()
+
+    def news(self) -> None:
+        """Look whether what just arrived makes a decision due."""
+        self._loop.notify()
 
     def hurry(self) -> None:
         """Look for reasons to stop now instead of at the next control period."""
@@ -55,10 +59,9 @@ class ServerThreads:
 
     def stop(self) -> bool:
         """Bring the arm to rest and end the threads; return whether that worked in time."""
-        if isinstance(self._loop, RealTimeLoop):
-            self._loop.stop()
-            self._hurry.set()
-            self._threads[1].join(BRAKING_TIMEOUT_S)
+        self._loop.stop()
+        self._hurry.set()
+        self._threads[1].join(BRAKING_TIMEOUT_S)
         self._stop.set()
         with self._loop.wake:
             self._loop.wake.notify_all()
@@ -68,7 +71,7 @@ class ServerThreads:
 
     def _decide(self) -> None:
         loop, stop = self._loop, self._stop
-        sends = not (isinstance(loop, RealTimeLoop) and loop.config.interface == 'position')
+        sends = loop.config.interface == 'trajectory'  # positions are sent by the other thread
         while not stop.is_set():
             with loop.wake:
                 loop.wake.wait_for(lambda: stop.is_set() or loop.ready(), IDLE_S)
@@ -82,7 +85,7 @@ class ServerThreads:
             self._records.send(loop.finished_records())
 
     def _control(self) -> None:
-        loop: RealTimeLoop = self._loop
+        loop = self._loop
         while not self._stop.is_set():
             command = loop.control()
             if command is not None:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The policy server node: observations in, commands within limits and replay records out.
 
-Wiring only: parameters, lifecycle, services and topics around dipod_ros.serving. Callbacks store
-and return; a thread decides, and in real time another one commits control points.
+Wiring only: parameters, lifecycle, services and topics around dipod_ros.serving. In real time
+callbacks store and return; a thread decides and another one commits control points. In lockstep
+the callback that completes an observation answers it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from std_srvs.srv import Trigger
 
 from dipod_ros.errors import UserError
 from dipod_ros.nodes import _policy_server_status as status
+from dipod_ros.nodes._policy_server_inline import InlineDecisions
 from dipod_ros.nodes._policy_server_io import CommandOutput, RecordOutput, SensorInput
 from dipod_ros.nodes._policy_server_params import PolicyServerParams
 from dipod_ros.nodes._policy_server_swap import CheckpointRequests
@@ -97,7 +99,7 @@ class PolicyServer(LifecycleNode):
         self._status_lock = threading.Lock()
         self._agent: Agent | None = None
         self._loop: Loop | None = None
-        self._threads: ServerThreads | None = None
+        self._threads: ServerThreads | InlineDecisions | None = None
         self._status = self.create_publisher(String, '~/status', qos.LATCHED)
         self._records = RecordOutput(self)
         self.create_subscription(Bool, 'estop', self._on_estop_topic, 10)
@@ -159,9 +161,12 @@ class PolicyServer(LifecycleNode):
         self._loop = kind(
             self._agent, self._buffer, self._safety, log, self._notices, config, time.monotonic
         )
+        outputs = self._output, self._records, self._fail
         if isinstance(self._loop, RealTimeLoop):
             self._loop.grid.ros_time_ns = lambda: self.get_clock().now().nanoseconds
-        self._threads = ServerThreads(self._loop, self._output, self._records, self._fail)
+            self._threads = ServerThreads(self._loop, *outputs)
+        else:
+            self._threads = InlineDecisions(self, self._loop, *outputs)
         # Collecting the hundred thousands of objects of torch's import takes longer than a control
         # period; they live as long as the process anyway.
         gc.collect()
@@ -213,15 +218,16 @@ class PolicyServer(LifecycleNode):
             self._output.close()
         self._agent = None
 
-    # What the executor's thread does while acting: store and return.
+    # What the executor's thread does while acting.
 
     def _on_sample(self) -> None:
-        if self._loop is not None:
-            self._loop.notify()
+        if self._threads is not None:
+            self._threads.news()
 
     def _on_outcome(self, outcome: Outcome) -> None:
         if self._loop is not None:
             self._loop.on_outcome(outcome)
+            self._on_sample()
 
     def _listen(self, streams: tuple[Stream, ...]) -> None:
         # The joint positions are needed to know where to start, whatever the policy looks at.
