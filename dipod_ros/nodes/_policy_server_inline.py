@@ -54,7 +54,7 @@ class InlineDecisions:
         """Do nothing: the world stands still until the next observation, and so does the arm."""
 
     def stop(self) -> bool:
-        """Decide nothing more and give out all records; return True, there is no thread to wait for.
+        """Decide nothing more and give out all records; return True: no thread has to end.
 
         In lockstep nothing moves without an answer: the arm need not be brought to rest.
         """

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What both timings share: one arm, one policy, one timeline, one log. numpy, no ROS, no threads.
 
-Callbacks put samples and outcomes in; a decision thread calls `step`. One condition guards what
-they share, and is never held while the engine runs.
+Callbacks put samples and outcomes in; `step` is called by a decision thread, in lockstep by the
+callbacks themselves. One condition guards what they share, and is never held while the engine
+runs.
 """
 
 from __future__ import annotations
