@@ -15,6 +15,7 @@ from trajectory_msgs.msg import JointTrajectory
 from dipod_ros.policy.decision import Decision, encode
 from dipod_ros.policy.spec import Stream
 from dipod_ros.ros import messages, qos
+from dipod_ros.ros.trajectory_bytes import TrajectoryBytes
 from dipod_ros.serving.decisions import Outcome
 from dipod_ros.serving.loop import Command
 from dipod_ros.serving.observation import ObservationBuffer
@@ -123,7 +124,7 @@ class CommandOutput:
         self._lockstep = lockstep
         self._trajectory = interface == 'trajectory'
         if self._trajectory:
-            self._writer = messages.TrajectoryWriter(joints, control_period_s)
+            self._writer = TrajectoryBytes(joints, control_period_s)
             kind, topic = JointTrajectory, f'{controller}/joint_trajectory'
         else:
             kind, topic = Float64MultiArray, f'{controller}/commands'
@@ -148,7 +149,7 @@ class CommandOutput:
         """Destroy the publisher."""
         self._node.destroy_lifecycle_publisher(self._publisher)
 
-    def _timed(self, command: Command, loop: RealTimeLoop) -> JointTrajectory:
+    def _timed(self, command: Command, loop: RealTimeLoop) -> bytes | JointTrajectory:
         """Give the points their times on the robot's clock, on one grid across chunks."""
         period_ns = round(self._dt * messages.NS_PER_S)
         plan = command.plan
