@@ -8,6 +8,8 @@ trajectory per number of points, and after that numbers go straight to where it 
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +23,9 @@ from dipod_ros.ros.messages import NS_PER_S, TrajectoryWriter
 _HEADER = 4
 # Templates kept: one per number of points, which braking makes vary.
 _MOST_TEMPLATES = 256
+# Padding is whatever was in memory, now and then one of the very numbers that are looked for.
+_ATTEMPTS = 5
+_marks = itertools.count()  # never the same numbers twice: what was freed may come back as padding
 
 
 class TrajectoryBytes:
@@ -54,13 +59,12 @@ class TrajectoryBytes:
         if len(self._templates) >= _MOST_TEMPLATES:
             return None
         template = None
-        if count:
-            try:
-                template = _Template(self._writer, count, self._size, self._period_ns)
-            except ValueError:
-                pass
-            if template is not None and not template.is_right(self._writer):
-                template = None
+        for _ in range(_ATTEMPTS if count else 0):
+            with contextlib.suppress(ValueError):
+                made = _Template(self._writer, count, self._size, self._period_ns)
+                if made.is_right(self._writer):
+                    template = made
+                    break
         self._templates[count] = template
         return template
 
@@ -79,9 +83,10 @@ class _Template:
 
         """
         self._period_ns = period_ns
-        # Recognisable among counts, text and padding: as integers 3 * 2^28 + i, as doubles i + 1/3.
-        marks = np.arange(2 * count * size).reshape(2, count, size) + 1 / 3
-        times = 3 * 2**28 + np.arange(2 * (count + 1), dtype=np.int32).reshape(-1, 2)
+        # Recognisable among counts and text: as integers 3 * 2^28 + i, as doubles i + 1/3.
+        first = next(_marks) * 2**12 % 2**27
+        marks = first + np.arange(2 * count * size).reshape(2, count, size) + 1 / 3
+        times = 3 * 2**28 + first + np.arange(2 * (count + 1), dtype=np.int32).reshape(-1, 2)
         msg = writer.message(0, *marks)
         msg.header.stamp.sec, msg.header.stamp.nanosec = times[0].tolist()
         for point, (sec, nanosec) in zip(msg.points, times[1:].tolist(), strict=True):

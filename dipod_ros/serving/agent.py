@@ -32,7 +32,7 @@ class Sampled:
 class Agent:
     """Runs the engine of the acting policy and swaps policies between chunks.
 
-    `begin`, `sample` and `commit` belong to the decision thread; the rest may be read from
+    `begin`, `sample`, `commit` and `prepare` belong to the decision thread; the rest may be read from
     anywhere.
     """
 
@@ -72,6 +72,10 @@ class Agent:
     def commit(self) -> None:
         """Count the chunk sampled last as a decision: the next one gets the next number."""
         self.number += 1
+
+    def prepare(self) -> None:
+        """Do now what the next `sample` need not wait for; call it when the command is out."""
+        self.noise.prepare(self.number, self.policy.manifest.spec.noise_size)
 
     def _install(self, policy: LoadedPolicy) -> None:
         self.policy = policy

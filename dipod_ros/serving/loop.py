@@ -120,6 +120,7 @@ class Loop:
             self.decision_latency.add(latency)
             with self.wake:
                 self.log.sent(latency)
+            self.agent.prepare()
 
     @property
     def episode(self) -> int:

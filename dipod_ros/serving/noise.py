@@ -21,9 +21,20 @@ class NoiseSource:
             raise UserError(f'noise {kind!r} is not one of {list(KINDS)}')
         self.kind = kind
         self.seed = seed if seed >= 0 else secrets.randbits(31)
+        self._ready: tuple[int, np.ndarray] | None = None  # a number and its noise
+
+    def prepare(self, number: int, size: int) -> None:
+        """Draw the noise of a decision to come while there is time: seeding takes a while."""
+        self._ready = number, self._draw(number, size)
 
     def sample(self, number: int, size: int) -> np.ndarray:
-        """Return float32 [size] for decision `number`."""
+        """Return float32 [size] for decision `number`, prepared or not."""
+        ready = self._ready
+        if ready is not None and ready[0] == number and len(ready[1]) == size:
+            return ready[1].copy()
+        return self._draw(number, size)
+
+    def _draw(self, number: int, size: int) -> np.ndarray:
         if self.kind == 'zero':
             return np.zeros(size, dtype=np.float32)
         generator = np.random.default_rng((self.seed, number))

@@ -32,6 +32,16 @@ def test_noise_depends_on_seed_and_number_alone():
     assert not np.array_equal(first.sample(3, 10), NoiseSource('gaussian', 6).sample(3, 10))
 
 
+@pytest.mark.parametrize('kind', ['gaussian', 'zero'])
+def test_noise_that_was_prepared_is_the_same_noise(kind):
+    prepared, drawn = NoiseSource(kind, 5), NoiseSource(kind, 5)
+    prepared.prepare(3, 10)
+    for number, size in ((3, 10), (3, 10), (3, 8), (4, 10), (3, 10)):
+        noise = prepared.sample(number, size)
+        np.testing.assert_array_equal(noise, drawn.sample(number, size))
+        noise[:] = 0  # whoever has it may change it
+
+
 def test_noise_is_standard_normal():
     draws = np.stack([NoiseSource('gaussian', 1).sample(n, 50) for n in range(400)])
     assert abs(draws.mean()) < 0.03
