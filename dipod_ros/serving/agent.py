@@ -32,7 +32,7 @@ class Sampled:
 class Agent:
     """Runs the engine of the acting policy and swaps policies between chunks.
 
-    `begin`, `sample`, `commit` and `prepare` belong to the decision thread; the rest may be read from
+    `begin`, `sample`, `commit` and `prepare` belong to whoever decides; the rest may be read from
     anywhere.
     """
 
