@@ -8,12 +8,12 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from dipod_ros.cli._bench_networks import NETWORKS, random_checkpoint
 from dipod_ros.cli.bench_measure import (
     Options,
     no_garbage_collection,
@@ -37,23 +37,45 @@ US, MS = 1e6, 1e3
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """Return the figures of the flow, and those of the student under `student`."""
+    """Return the figures of the flow; those of the student and other networks under their names.
+
+    The other networks have the flow's streams, horizon and sampler, and random weights.
+    """
     rounds, calls = options.pick(40, 4), options.pick(50, 10)
     refits, exports = options.pick(20, 3), options.pick(3, 1)
-    with tqdm(total=2 * (rounds + refits + exports + 1), desc='engine', leave=False) as bar:
-        results = []
-        for path in (options.flow, options.student):
+    flow, student = load(options.flow), load(options.student)
+    seen = _observations(flow)
+    contests = {'flow': (flow, seen), 'student': (student, _observations(student))}
+    for name, network in NETWORKS.items():
+        contests[name] = random_checkpoint(flow.spec, network), seen
+    results = {}
+    total = len(contests) * (rounds + refits + exports + 1)
+    with tqdm(total=total, desc='engine', leave=False) as bar:
+        for name, (checkpoint, observations) in contests.items():
+            # A call of a larger network takes milliseconds; its rounds are as long with fewer.
+            few = max(3, calls // 10) if name in NETWORKS else calls
             with _no_kept_graphs():
-                results.append(_measure(path, rounds, calls, refits, exports, bar))
-    return {**results[0], 'student': results[1]}
+                results[name] = _measure(
+                    checkpoint, observations, rounds, few, refits, exports, bar
+                )
+    results['flow']['checkpoint'] = options.flow.name
+    results['student']['checkpoint'] = options.student.name
+    for name, network in NETWORKS.items():
+        results[name]['network'] = str(network)
+        results['flow'][f'{name}_speedup'] = results[name][f'{name}_speedup']
+    return {**results.pop('flow'), **results}
 
 
 def _measure(
-    path: Path, rounds: int, calls: int, refits: int, exports: int, bar: tqdm
+    checkpoint: Checkpoint,
+    observations: np.ndarray,
+    rounds: int,
+    calls: int,
+    refits: int,
+    exports: int,
+    bar: tqdm,
 ) -> dict[str, Any]:
-    checkpoint = load(path)
     one_step = _with_sampler(checkpoint, SamplerSpec('euler', 1))
-    observations = _observations(checkpoint)
     contenders = {
         # Also the first export, which loads the exporter.
         'onnx': _Contender(checkpoint, 'onnx', observations),
@@ -73,7 +95,6 @@ def _measure(
     evaluations = checkpoint.spec.sampler.evaluations
     network = str(checkpoint.spec.network['kind'])
     return {
-        'checkpoint': path.name,
         'sampler': str(checkpoint.spec.sampler),
         'k': evaluations,
         **spread('onnx_us', onnx * US),

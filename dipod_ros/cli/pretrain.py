@@ -8,8 +8,16 @@ from pathlib import Path
 
 from dipod_ros.cli.arguments import add_threads_argument, parse_sampler, set_threads
 from dipod_ros.cli.output import add_json_argument, write_json
+from dipod_ros.errors import UserError
 
 HELP = 'clone a flow policy from demonstrations'
+
+# Sizes of each network where the command line gives none.
+SIZES = {
+    'residual_mlp': {'width': 256, 'depth': 3},
+    'dit': {'width': 128, 'depth': 4, 'heads': 4},
+    'unet': {'width': 64, 'depth': 2},
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,8 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('demos', help='dataset written by `dipod demos`')
     parser.add_argument('--out', required=True, metavar='DIR', help='folder of the checkpoint')
     parser.add_argument('--sampler', default='midpoint-5', help='default %(default)s')
-    parser.add_argument('--width', type=int, default=256, help='default %(default)s')
-    parser.add_argument('--depth', type=int, default=3, help='default %(default)s')
+    parser.add_argument(
+        '--network', choices=tuple(SIZES), default='residual_mlp', help='default %(default)s'
+    )
+    for name in ('width', 'depth', 'heads'):
+        given = ', '.join(f'{k} {s[name]}' for k, s in SIZES.items() if name in s)
+        parser.add_argument(f'--{name}', type=int, help=f'default {given}')
     parser.add_argument('--steps', type=int, default=4500, help='default %(default)s')
     parser.add_argument('--batch', type=int, default=512, help='default %(default)s')
     parser.add_argument('--seed', type=int, default=0, help='default %(default)s')
@@ -48,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     spec = replace(
         demonstrations.spec,
         sampler=parse_sampler(args.sampler),
-        network={'kind': 'residual_mlp', 'width': args.width, 'depth': args.depth},
+        network=_network(args),
     )
     config = PretrainConfig(steps=args.steps, batch=args.batch, seed=args.seed)
     start = time.monotonic()
@@ -93,3 +105,11 @@ def run(args: argparse.Namespace) -> int:
             },
         )
     return 0
+
+
+def _network(args: argparse.Namespace) -> dict[str, str | int]:
+    sizes = SIZES[args.network]
+    given = {k: v for k in ('width', 'depth', 'heads') if (v := getattr(args, k)) is not None}
+    if given.keys() - sizes.keys():
+        raise UserError(f'network {args.network} has no --heads')
+    return {'kind': args.network, **sizes, **given}

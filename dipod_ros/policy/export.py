@@ -36,13 +36,16 @@ class _UnrolledSampler(nn.Module):
 
     def forward(self, observation: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         o = self.normalizer.observation(observation)
+        # One row per evaluation: time features, or for networks that have them whole conditions.
+        conditioned = hasattr(self.net, 'condition')
+        rows = self.net.condition(self.time_table, o) if conditioned else self.time_table
         evaluation = 0
 
         def field(x: torch.Tensor, t: float) -> torch.Tensor:
             nonlocal evaluation
-            features = self.time_table[evaluation : evaluation + 1]
+            row = rows[evaluation : evaluation + 1]
             evaluation += 1
-            return self.net(x, features, o)
+            return self.net.step(x, row) if conditioned else self.net(x, row, o)
 
         x = samplers.sample(field, noise, self.sampler)
         return self.normalizer.action_inverse(x).reshape(1, *self.shape)

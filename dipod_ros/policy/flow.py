@@ -67,7 +67,9 @@ class FlowPolicy(nn.Module):
         super().__init__()
         self.spec = spec
         self.normalizer = Normalizer(spec.observation_size, spec.action_size)
-        self.net = build_network(spec.network, spec.action_size, spec.observation_size)
+        self.net = build_network(
+            spec.network, spec.action_size, spec.observation_size, spec.horizon
+        )
 
     def velocity(self, x: torch.Tensor, t: torch.Tensor, observation: torch.Tensor) -> torch.Tensor:
         """Return v [B, D] at normalised x [B, D], t [B], normalised observation [B, O]."""
@@ -85,7 +87,7 @@ class FlowPolicy(nn.Module):
         """
 
         def field(x: torch.Tensor, t: float) -> torch.Tensor:
-            features = time_features(torch.full((1,), t, dtype=x.dtype))
+            features = time_features(torch.full((1,), t, dtype=x.dtype, device=x.device))
             return self.net(x, features.expand(x.shape[0], -1), observation)
 
         return samplers.sample(field, noise, sampler or self.spec.sampler)

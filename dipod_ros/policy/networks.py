@@ -3,7 +3,9 @@
 
 A network has two parts so that the exported graph can hold the time features of its K fixed times
 as constants: `time_features(t)` has no weights, `forward(x, features, observation)` has them all.
-Another architecture (DiT, U-Net, with image encoders) is another class in `build_network`.
+A network whose time and observation act through one condition vector also gives `condition` and
+`step`, with forward(x, f, o) = step(x, condition(f, o)): a graph then computes the conditions of
+its K times in one product. Another architecture is another class in `build_network`.
 """
 
 from __future__ import annotations
@@ -16,6 +18,9 @@ import torch
 from torch import nn
 
 from dipod_ros.errors import UserError
+from dipod_ros.policy.dit import DiffusionTransformer
+from dipod_ros.policy.spec import NETWORKS
+from dipod_ros.policy.unet import ConditionalUnet1D
 
 TIME_FEATURES = 16
 
@@ -52,10 +57,20 @@ class ResidualMLP(nn.Module):
         return self.output(h)
 
 
-def build_network(network: Mapping[str, Any], action_size: int, observation_size: int) -> nn.Module:
-    """Build the network a spec names, for example {kind: residual_mlp, width: 256, depth: 3}."""
-    if network['kind'] == 'residual_mlp':
-        return ResidualMLP(
-            action_size, observation_size, int(network['width']), int(network['depth'])
-        )
-    raise UserError(f'unknown network kind {network["kind"]!r}')
+def build_network(
+    network: Mapping[str, Any], action_size: int, observation_size: int, horizon: int = 1
+) -> nn.Module:
+    """Build the network a spec names, for example {kind: residual_mlp, width: 256, depth: 3}.
+
+    Takes D = H * A, O and H. Raises UserError when the kind is unknown or its sizes do not fit.
+    """
+    kind = network['kind']
+    sizes = {name: int(network[name]) for name in NETWORKS.get(kind, ())}
+    if kind == 'residual_mlp':
+        return ResidualMLP(action_size, observation_size, **sizes)
+    shape = (action_size // horizon, horizon, observation_size, TIME_FEATURES)
+    if kind == 'dit':
+        return DiffusionTransformer(*shape, **sizes)
+    if kind == 'unet':
+        return ConditionalUnet1D(*shape, **sizes)
+    raise UserError(f'unknown network kind {kind!r}')

@@ -18,7 +18,11 @@ SOLVERS = ('euler', 'midpoint', 'sde', 'chain')
 # raw: actions in the env's own units; benchmark environments only.
 ACTIONS = ('joint_delta', 'raw')
 # Kinds of network, with the sizes that each needs.
-NETWORKS = {'residual_mlp': ('width', 'depth')}
+NETWORKS = {
+    'residual_mlp': ('width', 'depth'),
+    'dit': ('width', 'depth', 'heads'),
+    'unet': ('width', 'depth'),
+}
 
 
 class SpecError(UserError):

@@ -94,11 +94,15 @@ def measure(tmp_path, name):
 def test_engine(tmp_path):
     results = measure(tmp_path, 'engine')
     engine = results['engine']
-    check(engine['student'], 'engine')
+    check(engine, 'engine')
+    for name, network in {'student': 'mlp', 'dit': 'dit', 'unet': 'unet'}.items():
+        other = {'mlp_speedup', 'dit_speedup', 'unet_speedup'} - {f'{network}_speedup'}
+        assert keys('engine') - other <= engine[name].keys()
     assert (engine['checkpoint'], engine['k']) == ('pillar_reach_flow', 10)
     assert engine['student']['checkpoint'] == 'pillar_reach_student'
     # Not a speed: two backends of one policy agree, on any machine.
     assert max(engine['parity'], engine['student']['parity']) < 1e-4
+    assert max(engine['dit']['parity'], engine['unet']['parity']) < 1e-4
     assert keys('machine') == results['machine'].keys()
     assert results['machine']['cpu'] and len(results['machine']['loadavg']) == 3
 

@@ -11,6 +11,7 @@ import pytest
 from dipod_ros.cli.main import main
 from dipod_ros.learning.dataset import Demonstrations
 from dipod_ros.policy import checkpoint as ckpt
+from dipod_ros.policy.flow import FlowPolicy
 
 
 def run(*words):
@@ -49,6 +50,24 @@ def test_demonstrations_are_what_the_summary_says(at):
     assert run('demos', 'reach', '--episodes', 6, '--out', 'again.safetensors') == 0
     again = Demonstrations.load('again.safetensors')
     np.testing.assert_array_equal(demos.actions, again.actions)
+
+
+@pytest.mark.parametrize(
+    'network',
+    [
+        {'kind': 'dit', 'width': 16, 'depth': 1, 'heads': 2},
+        {'kind': 'unet', 'width': 8, 'depth': 2},
+    ],
+    ids=lambda n: n['kind'],
+)
+def test_other_networks_are_cloned_alike(at, tmp_path, network):
+    sizes = [word for k, v in network.items() if k != 'kind' for word in (f'--{k}', v)]
+    data = 'runs/demos/reach.safetensors'
+    words = ('--network', network['kind'], *sizes, '--steps', 3, '--batch', 8)
+    assert run('pretrain', data, '--out', tmp_path / 'flow', *words) == 0
+    checkpoint = ckpt.load(tmp_path / 'flow')
+    assert checkpoint.spec.network == network
+    assert FlowPolicy.from_checkpoint(checkpoint).spec.horizon == 5
 
 
 def test_a_clone_knows_where_it_comes_from(at):
@@ -113,6 +132,23 @@ def test_inspect_shows_joints_limits_and_lineage(at, capsys):
         (
             ('pretrain', 'runs/demos/reach.safetensors', '--out', 'x', '--sampler', 'rk4-3'),
             "solver 'rk4'",
+        ),
+        (
+            ('pretrain', 'runs/demos/reach.safetensors', '--out', 'x', '--heads', 2),
+            'residual_mlp has no --heads',
+        ),
+        (
+            (
+                'pretrain',
+                'runs/demos/reach.safetensors',
+                '--out',
+                'x',
+                '--network',
+                'dit',
+                '--heads',
+                3,
+            ),
+            'multiple of heads',
         ),
         (('distill', 'nobody', '--out', 'x'), "no checkpoint 'nobody'"),
         (('distill', 'flow', '--out', 'student'), 'exists already'),
