@@ -31,6 +31,8 @@ from dipod_ros.sim.vector_env import ChunkVectorEnv
 INPUTS = 64
 # Decisions until the inputs are taken: by then worlds differ in more than their goals.
 DECISIONS_BEFORE = 4
+# Of the larger networks in a quick run.
+QUICK_SAMPLER = SamplerSpec('midpoint', 1)
 # The name of a network in `<name>_speedup`.
 SHORT_NAMES = {'residual_mlp': 'mlp'}
 US, MS = 1e6, 1e3
@@ -46,8 +48,10 @@ def measure(options: Options) -> dict[str, Any]:
     flow, student = load(options.flow), load(options.student)
     seen = _observations(flow)
     contests = {'flow': (flow, seen), 'student': (student, _observations(student))}
+    # An export of ten evaluations of these takes many seconds.
+    spec = replace(flow.spec, sampler=QUICK_SAMPLER) if options.quick else flow.spec
     for name, network in NETWORKS.items():
-        contests[name] = random_checkpoint(flow.spec, network), seen
+        contests[name] = random_checkpoint(spec, network), seen
     results = {}
     total = len(contests) * (rounds + refits + exports + 1)
     with tqdm(total=total, desc='engine', leave=False) as bar:
