@@ -22,6 +22,25 @@ class LimitParams:
 
 
 @dataclass(frozen=True)
+class WorkspaceParams:
+    """A box that the tool must not leave; without one the workspace is not checked."""
+
+    model: str = param(
+        '',
+        'MJCF or URDF that says where the tool is, relative to the share directory of dipod_ros '
+        'or absolute',
+    )
+    tool: str = param('', 'site or body of the model that must stay in the box')
+    lower: tuple[float, ...] = param(
+        (), "lowest x, y, z in the frame of the model's world", unit='m'
+    )
+    upper: tuple[float, ...] = param((), 'highest x, y, z', unit='m')
+    margin_m: float = param(
+        0.02, 'how far inside the box the commanded tool stays', unit='m', low=0.0, high=10.0
+    )
+
+
+@dataclass(frozen=True)
 class PolicyServerParams:
     """Parameters of the policy_server node."""
 
@@ -104,5 +123,6 @@ class PolicyServerParams:
     robot: str = param('', 'name of the robot, from its file')
     joints: tuple[str, ...] = param((), 'joints that are commanded, in the order of the limits')
     limits: LimitParams = group(LimitParams)
+    workspace: WorkspaceParams = group(WorkspaceParams)
     control_period_s: float = param(0.04, 'control period', unit='s', low=0.0001, high=10.0)
     controller: str = param('arm_controller', 'prefix of the command topics')

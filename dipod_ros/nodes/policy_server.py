@@ -28,6 +28,7 @@ from dipod_ros.nodes._policy_server_io import CommandOutput, RecordOutput, Senso
 from dipod_ros.nodes._policy_server_params import PolicyServerParams
 from dipod_ros.nodes._policy_server_swap import CheckpointRequests
 from dipod_ros.nodes._policy_server_threads import ServerThreads
+from dipod_ros.nodes._policy_server_workspace import make_workspace
 from dipod_ros.policy.limits import JointLimits
 from dipod_ros.policy.spec import Stream
 from dipod_ros.resources import share_dir
@@ -87,7 +88,8 @@ class PolicyServer(LifecycleNode):
         self.params = p = declare(self, PolicyServerParams)
         limits = JointLimits.from_params(p.joints, vars(p.limits))
         speed = SpeedConfig(p.ramp_in_s, p.slow_age_share, p.slow_speed_scale)
-        self._safety = SafetyFilter(limits, p.control_period_s, speed)
+        workspace = make_workspace(p.workspace, limits)
+        self._safety = SafetyFilter(limits, p.control_period_s, speed, workspace)
         folders = [share_dir() / 'models', *(Path(d).expanduser() for d in p.model_dirs)]
         self._loader = PolicyLoader(
             limits, p.control_period_s, folders, EngineFactory(p.engine, p.threads)

@@ -156,7 +156,8 @@ class LockstepLoop(Loop):
                 f'control_period_s {self.safety.dt}: give both the same control period',
             )
         plan = self.timeline.plan
-        if plan.chunk_start is not None and self.tick + periods > plan.chunk_end:
+        outran = plan.chunk_start is not None and self.tick + periods > plan.chunk_end
+        if outran and not plan.motion.altered:
             self.notices.set(
                 'horizon',
                 f'the world advanced {periods} control periods, the chunk had '

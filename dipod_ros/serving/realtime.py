@@ -136,7 +136,7 @@ class RealTimeLoop(Loop):
         if self.safety.estop.latched or self._problems():
             return False
         if self.timeline.index(self.tick) is not None and not self._anew:
-            replan = self.config.replan_steps or self._horizon
+            replan = min(self.config.replan_steps or self._horizon, self.timeline.covered)
             # Early enough that the new chunk is there when `replan` steps of this one are behind.
             if self.timeline.consumed(self.tick) + self.latency_ticks() < replan:
                 return False

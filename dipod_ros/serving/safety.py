@@ -18,6 +18,7 @@ import numpy as np
 
 from dipod_ros.policy.limits import TOLERANCE_RAD, JointLimits, LimitFilter
 from dipod_ros.serving.speed import SpeedConfig, SpeedScale
+from dipod_ros.serving.workspace import Workspace
 
 # Interventions, by the name under which they are counted and reported.
 LIMIT = 'limit'  # a target was moved to stay within the limits
@@ -30,7 +31,11 @@ ESTOP = 'estop'  # stopped on request
 RESYNC = 'resync'  # the command restarted from where the arm is
 RAMP = 'ramp'  # a chunk was slowed down after a start
 SLOW = 'slow'  # a chunk was slowed down because a stream was late
-INTERVENTIONS = (LIMIT, NOT_FINITE, STALE, UNDERRUN, WATCHDOG, FAULT, ESTOP, RESYNC, RAMP, SLOW)
+WORKSPACE = 'workspace'  # a chunk was cut short, or slowed down, at the walls of the workspace
+INTERVENTIONS = (
+    *(LIMIT, NOT_FINITE, STALE, UNDERRUN, WATCHDOG, FAULT, ESTOP, RESYNC),
+    *(RAMP, SLOW, WORKSPACE),
+)
 
 # A command closer than this to its target was not moved in any sense that matters (float32 noise).
 CLAMP_REPORT_RAD = 1e-6
@@ -106,10 +111,17 @@ class Watchdog:
 class SafetyFilter:
     """Turns targets into motions within limits; counts every time it had to step in."""
 
-    def __init__(self, limits: JointLimits, dt: float, speed: SpeedConfig | None = None) -> None:
-        """Take the robot's limits, the control period in seconds and when to go slower."""
+    def __init__(
+        self,
+        limits: JointLimits,
+        dt: float,
+        speed: SpeedConfig | None = None,
+        workspace: Workspace | None = None,
+    ) -> None:
+        """Take the robot's limits, the control period in seconds, when to go slower, and a box."""
         self.limits = limits
         self.dt = dt
+        self.workspace = workspace
         self.speed = SpeedScale(speed or SpeedConfig(), dt)
         self.estop = EStop()
         self.counts: Counter[str] = Counter(dict.fromkeys(INTERVENTIONS, 0))
@@ -142,16 +154,51 @@ class SafetyFilter:
         points = self._track(position, velocity, targets)
         if _apart(points, targets) > CLAMP_REPORT_RAD:
             self.count(LIMIT)
-        altered = False
+        points, changes = self._restrain(position, velocity, targets, points, tick)
+        for change in changes:
+            self.count(change)
+        if len(points):
+            before = points[-2] if len(points) > 1 else position
+            position, velocity = points[-1], (points[-1] - before) / self.dt
+        tail = self._tail(position, velocity)
+        answered = targets[: len(points)]
+        return Motion(
+            np.concatenate([points, tail]),
+            len(points),
+            _apart(points, answered),
+            bool(changes),
+            answered,
+        )
+
+    def _restrain(
+        self,
+        position: np.ndarray,
+        velocity: np.ndarray,
+        targets: np.ndarray,
+        points: np.ndarray,
+        tick: int,
+    ) -> tuple[np.ndarray, list[str]]:
+        """Return control points that are slow enough and in the workspace, and what changed them.
+
+        `points` [H, A] are those that the limits alone would give.
+        """
         scale = self.speed.scales(tick, len(targets))
+        name = SLOW if self.speed.slow else RAMP
+        if self.workspace is not None and self.workspace.outside(position):
+            home = self.speed.config.slow_speed_scale
+            scale = np.full(len(targets), home) if scale is None else np.minimum(scale, home)
+            name = WORKSPACE
+        changes = []
         if scale is not None:
             full_speed, points = points, self._track(position, velocity, targets, scale)
-            altered = _apart(points, full_speed) > CLAMP_REPORT_RAD
-            if altered:
-                self.count(SLOW if self.speed.slow else RAMP)
-        tail = self._tail(self._filter.position, self._filter.velocity)
-        motion = np.concatenate([points, tail])
-        return Motion(motion, len(points), _apart(points, targets), altered, targets)
+            if _apart(points, full_speed) > CLAMP_REPORT_RAD:
+                changes.append(name)
+        if self.workspace is not None:
+            count = self.workspace.admissible(position, points, self.dt, self._tail)
+            if count < len(points):
+                points = points[:count]
+                changes.append(WORKSPACE)
+        return points, list(dict.fromkeys(changes))
 
     def brake(self, position: np.ndarray, velocity: np.ndarray) -> Motion:
         """Come to rest as fast as the acceleration limits allow."""

@@ -155,6 +155,12 @@ class ChunkTimeline:
         return 0 if plan is None or plan.chunk_start is None else tick - plan.chunk_start
 
     @property
+    def covered(self) -> int:
+        """How many steps of its chunk the plan answers; fewer than all where it was cut short."""
+        plan = self.plan
+        return 0 if plan is None or plan.chunk_start is None else plan.chunk_end - plan.chunk_start
+
+    @property
     def _present(self) -> Plan:
         if self.plan is None:
             raise RuntimeError('the timeline has no position yet: call reset first')

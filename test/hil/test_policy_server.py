@@ -31,6 +31,12 @@ pytestmark = [pytest.mark.ros, pytest.mark.timeout(300)]
 CHUNK_NS = HORIZON * DT_NS
 START = np.array([0.1, 0.2, 0.3])
 LIMITS = make_limits()
+BOX = {
+    'workspace__model': 'sim/arm2.xml',
+    'workspace__tool': 'hand',
+    'workspace__lower': [-0.1, -0.45, 0.0],
+    'workspace__upper': [0.6, 0.45, 0.3],
+}
 
 
 @pytest.fixture(scope='session')
@@ -475,6 +481,9 @@ def test_a_server_told_to_end_leaves_the_arm_at_rest(start, interface):
         ({'engine': 'abacus'}, 'auto | onnx | torch | tensorrt'),
         ({'control_period_s': 0.01}, 'control_period_s'),
         ({'interface': 'telepathy'}, 'trajectory | position'),
+        ({'workspace__model': 'sim/arm2.xml'}, 'workspace.tool, workspace.lower'),
+        (BOX | {'workspace__upper': [0.6, -0.5, 0.3]}, 'is not below workspace.upper'),
+        (BOX, "no hinge or slide ['base']"),
     ],
 )
 def test_it_does_not_start_without_what_it_needs_and_says_so_in_one_line(start, parameters, reason):
