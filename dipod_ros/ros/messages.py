@@ -7,6 +7,7 @@ generated setters, which costs more than everything else here together.
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -272,7 +273,7 @@ def read_outcome(msg: Float64MultiArray) -> Outcome:
             f'expected label {OUTCOME_FIELDS!r}'
         )
     stamp_s, episode, reward, success, terminated, truncated, reset = msg.data
-    if not np.all(np.isfinite(msg.data)):
+    if not all(map(math.isfinite, msg.data)):
         raise MessageError('outcome holds numbers that are not finite')
     return Outcome(
         stamp_ns=seconds_to_ns(stamp_s),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,7 @@ class Sampled:
     chunk: np.ndarray  # float32 [H, A], rad per control step; NaN throughout after a fault
     fault: str  # the engine's error, '' when there was none
 
-    @property
+    @functools.cached_property
     def usable(self) -> bool:
         """Whether every number of the chunk is finite."""
         return bool(np.isfinite(self.chunk).all())

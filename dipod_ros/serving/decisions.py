@@ -36,19 +36,52 @@ class Outcome:
 
 @dataclass
 class _Open:
+    """A decision and what became known of it since; one record is made of both, at its end.
+
+    Replacing the record with every piece of news would cost time while a command is waited for.
+    """
+
     record: Decision  # as known when the decision was made
     stamp_ns: int
     end_ns: int | None = None  # when its successor took over
     ended_s: float = 0.0  # the same on the steady clock
     settled: bool = False  # an outcome reached its end
+    executed: np.ndarray | None = None
+    reward: float = 0.0
+    success: bool = False
+    terminated: bool = False
+    truncated: bool = False
+    interrupted: bool = False
+    latency_s: float = 0.0
+
+    def add(self, outcome: Outcome) -> None:
+        """Add an outcome that is about this decision."""
+        self.reward += outcome.reward
+        self.success = self.success or outcome.success
+        self.terminated = self.terminated or outcome.terminated
+        self.truncated = self.truncated or outcome.truncated
+
+    def close(self) -> Decision:
+        """Return the whole record."""
+        record = self.record
+        return replace(
+            record,
+            executed=self.executed.astype(np.float32),
+            reward=record.reward + self.reward,
+            success=record.success or self.success,
+            terminated=record.terminated or self.terminated,
+            truncated=record.truncated or self.truncated,
+            # What nobody judged, nobody may learn from.
+            interrupted=record.interrupted or self.interrupted or not self.settled,
+            latency_s=self.latency_s,
+        )
 
 
 class DecisionLog:
     """Attributes outcomes to decisions by their stamps and hands out finished records in order.
 
     A decision covers the time from its observation to that of its successor. Without an outcome for
-    all of it within `patience_s` the record is given out as interrupted: what nobody judged, nobody
-    may learn from.
+    all of it within `patience_s` the record is given out as interrupted.
     """
 
     def __init__(self, clock: Callable[[], float], patience_s: float = 1.0) -> None:
@@ -62,7 +95,7 @@ class DecisionLog:
 
     @property
     def current(self) -> Decision | None:
-        """The decision that is being executed."""
+        """The decision that is being executed, as it was begun."""
         last = self._open[-1] if self._open else None
         return last.record if last is not None and last.end_ns is None else None
 
@@ -73,7 +106,7 @@ class DecisionLog:
     def sent(self, latency_s: float) -> None:
         """Note that the command of the decision being executed is out."""
         if self.current is not None:
-            self._open[-1].record = replace(self._open[-1].record, latency_s=latency_s)
+            self._open[-1].latency_s = latency_s
 
     def end(self, stamp_ns: int, executed: np.ndarray, interrupted: bool = False) -> None:
         """End the decision being executed at `stamp_ns`; executed [H, A] in the policy's order.
@@ -83,11 +116,7 @@ class DecisionLog:
         if self.current is None:
             return
         last = self._open[-1]
-        last.record = replace(
-            last.record,
-            executed=executed.astype(np.float32),
-            interrupted=last.record.interrupted or interrupted,
-        )
+        last.executed, last.interrupted = executed, interrupted
         last.end_ns = stamp_ns
         last.ended_s = self._clock()
         # In lockstep the outcome of a decision is there before its end is noticed.
@@ -100,14 +129,7 @@ class DecisionLog:
             begun = outcome.stamp_ns > entry.stamp_ns + SAME_STAMP_NS
             over = entry.end_ns is not None and outcome.stamp_ns > entry.end_ns + SAME_STAMP_NS
             if begun and not over and not entry.settled:
-                record = entry.record
-                entry.record = replace(
-                    record,
-                    reward=record.reward + outcome.reward,
-                    success=record.success or outcome.success,
-                    terminated=record.terminated or outcome.terminated,
-                    truncated=record.truncated or outcome.truncated,
-                )
+                entry.add(outcome)
             # Settled by whatever comes at its end or later, even when that is about another one.
             if entry.end_ns is not None and outcome.stamp_ns >= entry.end_ns - SAME_STAMP_NS:
                 entry.settled = True
@@ -121,10 +143,7 @@ class DecisionLog:
             if not (entry.settled or late or flush):
                 break
             self._open.popleft()
-            record = entry.record
-            if not entry.settled:
-                self.unjudged += 1
-                record = replace(record, interrupted=True)
+            self.unjudged += not entry.settled
             self.completed += 1
-            out.append(record)
+            out.append(entry.close())
         return out

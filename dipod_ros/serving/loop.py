@@ -172,7 +172,9 @@ class Loop:
         return self.timeline.schedule(chunk, base, observed_tick, self.tick)
 
     def _begin_decision(self, sampled: Sampled, plan: Plan, stamp_ns: int) -> None:
-        chunk = np.where(np.isfinite(sampled.chunk), sampled.chunk, np.float32(0))
+        chunk = sampled.chunk
+        if not sampled.usable:
+            chunk = np.where(np.isfinite(chunk), chunk, np.float32(0))
         self.log.begin(
             Decision(
                 actor=self.agent.name,
