@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 from geometry_msgs.msg import PointStamped
+from rclpy.serialization import deserialize_message, serialize_message
 from rclpy.task import Future
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
@@ -24,6 +25,22 @@ from dipod_ros.ros import messages, qos
 
 # A lost message is sent again after this, as the simulator does; the wait counts.
 RESEND_S = 1.0
+
+
+def golden_streams(manifest: Manifest) -> tuple[np.ndarray, list[tuple[str, np.ndarray]]]:
+    """Return what the golden observation shows: the joints' positions [A], and points by topic."""
+    spec = manifest.spec
+    position = np.asarray(spec.limits.lower + spec.limits.upper) / 2
+    points = []
+    start = 0
+    for stream in spec.streams:
+        values = manifest.golden.observation[start : start + stream.size]
+        start += stream.size
+        if stream.source == 'point':
+            points.append((stream.topic, values))
+        elif stream.source == 'joint_position':
+            position = values.astype(np.float64)
+    return position, points
 
 
 class Exchange:
@@ -108,17 +125,10 @@ class Player:
         create = stack.node.create_publisher
         self._joints = create(JointState, 'joint_states', qos.STATE)
         self._outcome = create(Float64MultiArray, 'outcome', qos.OUTCOME)
-        self._position = np.asarray(spec.limits.lower + spec.limits.upper) / 2
-        self._points = []
-        start = 0
-        for stream in spec.streams:
-            values = manifest.golden.observation[start : start + stream.size]
-            start += stream.size
-            if stream.source == 'point':
-                self._points.append((create(PointStamped, stream.topic, qos.STATE), values))
-            elif stream.source == 'joint_position':
-                self._position = values.astype(np.float64)
+        self._position, points = golden_streams(manifest)
+        self._points = [(create(PointStamped, topic, qos.STATE), v) for topic, v in points]
         self._first = True
+        self._last = JointTrajectory()
         stack.node.create_subscription(
             JointTrajectory, f'{controller}/joint_trajectory', self._on_answer, qos.COMMAND
         )
@@ -149,8 +159,14 @@ class Player:
         self._stamp_ns += self._manifest.spec.horizon * self._period_ns
         return seconds
 
+    def reading(self) -> Callable[[int], JointTrajectory]:
+        """Return a call that makes the last answer's bytes a message, as happens on its arrival."""
+        data = serialize_message(self._last)
+        return lambda _: deserialize_message(data, JointTrajectory)
+
     def _on_answer(self, msg: JointTrajectory) -> None:
         now = time.perf_counter()
+        self._last = msg
         if self.exchange.answered(messages.stamp_ns(msg.header.stamp), now):
             # Where the arm is when the chunk has been executed; braking points follow behind it.
             knots = messages.read_trajectory(msg, self._index).positions

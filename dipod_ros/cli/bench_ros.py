@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 # Starting means importing torch and exporting a graph, on cores that may be busy.
 START_TIMEOUT_S = 120.0
+ANSWER_TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True)
