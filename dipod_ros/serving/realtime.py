@@ -97,8 +97,10 @@ class RealTimeLoop(Loop):
         """Return when `control` is due next, on the steady clock."""
         return self.clock() + self.grid.wait_s(self.tick)
 
-    def control(self) -> Command | None:
+    def control(self, at_least: int = 0) -> Command | None:
         """Commit the control point that is due; before its time, just look for reasons to stop.
+
+        Whoever plays the plan (setpoints.py) commits up to tick `at_least`, because it needs it.
 
         Returns what has to be sent: in `position` once per period, in `trajectory` whenever the
         plan changed; None when there is nothing.
@@ -113,7 +115,7 @@ class RealTimeLoop(Loop):
             if not self.grid.begun and not (joints and self.grid.begin(joints, self.tick)):
                 self._check_streams(before)
                 return None
-            self._follow_grid(joints)
+            self._follow_grid(joints, at_least)
             self._check_streams(before)
             self._check_decisions(before)
             self.notify()
@@ -200,7 +202,7 @@ class RealTimeLoop(Loop):
         """Return the tick that a sample shows; never one that is not committed."""
         return min(self.grid.nearest(sample), self.tick)
 
-    def _follow_grid(self, joints: Sample) -> None:
+    def _follow_grid(self, joints: Sample, at_least: int) -> None:
         if self.grid.was_set():
             self.notices.event("the robot's clock was set: starting again from where the arm is")
             self._end_decision(self._newest_stamp_ns(), interrupted=True)
@@ -208,7 +210,7 @@ class RealTimeLoop(Loop):
             self._ramp_due = True
             self.grid.begin(joints, self.tick)
         reached = self.tick - self._observed_tick(joints)
-        tick = self.grid.follow(self.tick)
+        tick = max(self.grid.follow(self.tick), at_least)
         if tick > self.tick:
             self._lags.append(reached)
         self.tick = tick

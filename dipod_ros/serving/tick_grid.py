@@ -40,6 +40,11 @@ class TickGrid:
         """Whether ticks have times."""
         return self._zero_ns is not None
 
+    @property
+    def rate(self) -> float:
+        """Seconds of the robot's clock per steady second; 1 but for simulations."""
+        return self._stamps.rate if self.on_robot_time else 1.0
+
     def read_clocks(self, samples: Iterable[Sample | None]) -> None:
         """Learn the robot's time from whichever of its messages came through fastest."""
         present = [s for s in samples if s is not None]
@@ -110,7 +115,7 @@ class TickGrid:
         if not self.begun:
             return self._period_ns / NS_PER_S
         wait_ns = self.tick_ns(tick) - self._lead_ns - self.now_ns()
-        return wait_ns / NS_PER_S / (self._stamps.rate if self.on_robot_time else 1.0)
+        return wait_ns / NS_PER_S / self.rate
 
 
 def _ahead_ns(time: tuple[int, float]) -> float:
