@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a drive is told at a setpoint: its position, its velocity, or a torque. numpy, no ROS.
+
+A law gets every setpoint of a stream, one `step_s` after the other, and looks at the newest joint
+states. All keep to the limits of what they command, whatever is measured.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+from dipod_ros.errors import UserError
+from dipod_ros.policy.limits import JointLimits
+from dipod_ros.serving.observation import ObservationBuffer, Sample
+from dipod_ros.serving.setpoints import Setpoint
+
+# A standing arm that is closer than this to its setpoint is left alone: noise must not move it.
+DEADBAND_RAD = 1e-3
+# Setpoints remembered, to compare a measurement with the setpoint of its time.
+MEMORY_S = 0.25
+
+
+class Joints:
+    """The newest joint states, as long as they are young enough to act on."""
+
+    def __init__(self, buffer: ObservationBuffer, topic: str, max_age_s: float) -> None:
+        """Take where they are stored and how old they may be."""
+        self._buffer, self._topic, self._max_age_s = buffer, topic, max_age_s
+
+    def position(self, now_s: float) -> Sample | None:
+        """Return the position sample (rad), None when there is none or it is too old."""
+        return self._young('joint_position', now_s)
+
+    def velocity(self, now_s: float) -> Sample | None:
+        """Return the velocity sample (rad/s), None when there is none or it is too old."""
+        return self._young('joint_velocity', now_s)
+
+    def _young(self, source: str, now_s: float) -> Sample | None:
+        sample = self._buffer.sample(source, self._topic)
+        young = sample is not None and now_s - sample.received_s <= self._max_age_s
+        return sample if young else None
+
+
+class PositionLaw:
+    """The setpoint itself."""
+
+    settled = True  # nothing has to be brought to an end
+
+    def command(self, setpoint: Setpoint, now_s: float, closing: bool) -> np.ndarray | None:
+        """Return positions [A] (rad)."""
+        return setpoint.position
+
+    def idle(self) -> np.ndarray | None:
+        """Return what has to be sent while there is no plan: nothing."""
+        return None
+
+
+class VelocityLaw:
+    """v = v_setpoint + gain * (position of the setpoint - measured), within the limits.
+
+    The measurement is compared with the setpoint of the moment when it came. Velocity is bounded by
+    its limit and by what still stops before the position limits, seen from the measured position
+    (v h + v^2 / 2 a <= room, as in policy/limits.py); its change by the acceleration limit, which
+    wins: it is the only bound that a drive cannot exceed without a jerk.
+    """
+
+    def __init__(self, limits: JointLimits, step_s: float, gain: float, joints: Joints) -> None:
+        """Take the limits, the time between two commands (s), the gain (1/s) and the sensors."""
+        self._limits, self._step_s, self._gain, self._joints = limits, step_s, gain, joints
+        self._change = limits.acceleration * step_s
+        self._past: deque[np.ndarray] = deque(maxlen=max(1, round(MEMORY_S / step_s)))
+        self._last = np.zeros(len(limits.joints))
+
+    @property
+    def settled(self) -> bool:
+        """Whether the last command was to stand still."""
+        return not self._last.any()
+
+    def command(self, setpoint: Setpoint, now_s: float, closing: bool) -> np.ndarray | None:
+        """Return velocities [A] (rad/s); when `closing`, those that come to zero."""
+        self._past.append(setpoint.position)
+        wanted = setpoint.velocity
+        low, high = -self._limits.velocity, self._limits.velocity
+        measured = None if closing else self._joints.position(now_s)
+        if measured is not None:
+            wanted = wanted + self._gain * self._apart(measured, setpoint, now_s)
+            high = np.minimum(high, self._stopping_speed(self._limits.upper - measured.values))
+            low = np.maximum(low, -self._stopping_speed(measured.values - self._limits.lower))
+        return self._to(np.clip(wanted, low, high))
+
+    def idle(self) -> np.ndarray | None:
+        """Slow down while there is no plan; None once that is done."""
+        self._past.clear()
+        return None if self.settled else self._to(np.zeros_like(self._last))
+
+    def _to(self, wanted: np.ndarray) -> np.ndarray:
+        self._last = np.clip(wanted, self._last - self._change, self._last + self._change)
+        return self._last
+
+    def _apart(self, measured: Sample, setpoint: Setpoint, now_s: float) -> np.ndarray:
+        ago = round((now_s - measured.received_s) / self._step_s)
+        apart = self._past[max(len(self._past) - 1 - ago, 0)] - measured.values
+        if setpoint.resting and np.all(np.abs(apart) <= DEADBAND_RAD):
+            return np.zeros_like(apart)
+        return apart
+
+    def _stopping_speed(self, room: np.ndarray) -> np.ndarray:
+        step = self._change
+        return np.sqrt(step**2 + 2 * self._limits.acceleration * np.maximum(room, 0.0)) - step
+
+
+class EffortLaw:
+    """torque = kp * (q_setpoint - q) + kd * (v_setpoint - v) + gravity(q), clipped to the limits.
+
+    Needs young positions and velocities. Without them it commands nothing: a torque for an arm that
+    nobody sees is worse than none, and whoever applies torques has to stop when commands do.
+    """
+
+    settled = True
+
+    def __init__(
+        self,
+        limit: np.ndarray,
+        kp: np.ndarray,
+        kd: np.ndarray,
+        joints: Joints,
+        gravity: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> None:
+        """Take the largest torques [A] (N m), gains [A] (N m/rad, N m s/rad) and the sensors.
+
+        `gravity` returns the torques [A] that hold the arm at positions [A].
+        """
+        self._limit, self._kp, self._kd = limit, kp, kd
+        self._joints, self._gravity = joints, gravity
+
+    def command(self, setpoint: Setpoint, now_s: float, closing: bool) -> np.ndarray | None:
+        """Return torques [A] (N m), None while the arm is not seen."""
+        position, velocity = self._joints.position(now_s), self._joints.velocity(now_s)
+        if position is None or velocity is None:
+            return None
+        torque = self._kp * (setpoint.position - position.values)
+        torque += self._kd * (setpoint.velocity - velocity.values)
+        if self._gravity is not None:
+            torque += self._gravity(position.values)
+        return np.clip(torque, -self._limit, self._limit)
+
+    def idle(self) -> np.ndarray | None:
+        """Return what has to be sent while there is no plan: nothing."""
+        return None
+
+
+def per_joint(name: str, values: tuple[float, ...], count: int) -> np.ndarray:
+    """Return one number per joint [count] from as many, or from one for all; raises UserError."""
+    numbers = np.asarray(values, dtype=np.float64)
+    if numbers.size == 1:
+        numbers = np.repeat(numbers, count)
+    if numbers.shape != (count,) or not np.all(np.isfinite(numbers) & (numbers >= 0)):
+        raise UserError(
+            f'{name} must be {count} numbers of 0 or more, one per joint, or one for all; '
+            f'got {list(values)}'
+        )
+    return numbers
