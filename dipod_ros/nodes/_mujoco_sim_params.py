@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dipod_ros.errors import UserError
 from dipod_ros.ros.params import group, param
+from dipod_ros.serving.loop import INTERFACES
 from dipod_ros.sim.faults import FaultConfig
 from dipod_ros.sim.robot import RobotConfig
 
@@ -50,6 +51,27 @@ class MujocoSimParams:
         1.0, 'wait until an unanswered observation is published again', unit='s', low=0.01
     )
     real_time_factor: float = param(1.0, 'simulated seconds per second', low=0.001, high=1000.0)
+    interface: str = param(
+        'trajectory',
+        'what the arm controller takes: trajectories and positions (trajectory, position), '
+        'velocities, or torques (effort); the last two in real time alone',
+        choices=INTERFACES,
+    )
+    command_rate_hz: float = param(
+        0.0,
+        'rate of the commands that are streamed in real time, by which they are judged; also of '
+        'the controllers and joint_states. A multiple of the control rate; 0 is that rate',
+        unit='Hz',
+        low=0.0,
+        high=1000.0,
+    )
+    command_timeout_s: float = param(
+        0.1,
+        'without a velocity or torque for this long the arm is braked; real controllers do that '
+        'only where somebody sees to it',
+        unit='s',
+        low=0.001,
+    )
     allow_nonzero_velocity_at_trajectory_end: bool = param(
         False, 'accept trajectories that end in motion, as joint_trajectory_controller does'
     )
@@ -68,6 +90,22 @@ class MujocoSimParams:
     limits: LimitParams = group(LimitParams)
     faults: FaultParams = group(FaultParams)
 
+    @property
+    def slices(self) -> int:
+        """Updates of the controllers per control period; raises UserError for a wrong rate."""
+        if not self.command_rate_hz:
+            return 1
+        exact = self.command_rate_hz * self.control_period_s
+        count = round(exact)
+        if self.lockstep:
+            raise UserError('command_rate_hz has no meaning in lockstep: set it to 0')
+        if count < 1 or abs(exact - count) > 1e-6:
+            raise UserError(
+                f'command_rate_hz {self.command_rate_hz:g} is not a multiple of the control rate '
+                f'{1 / self.control_period_s:g} Hz'
+            )
+        return count
+
     def robot_config(self) -> RobotConfig:
         """Return the robot described; raises UserError when there is none or it is incomplete."""
         if not self.robot:
@@ -75,7 +113,15 @@ class MujocoSimParams:
                 'no robot: give its file with --params-file, for example config/robots/arm7.yaml'
             )
         limits = {k: v for k, v in vars(self.limits).items() if v}
-        return RobotConfig.from_params({**vars(self), 'limits': limits}, beside=Path.cwd())
+        robot = RobotConfig.from_params({**vars(self), 'limits': limits}, beside=Path.cwd())
+        timestep_s = robot.control_period_s / self.slices if self.command_rate_hz else None
+        if self.interface in ('trajectory', 'position'):
+            return replace(robot, max_timestep_s=timestep_s)
+        if self.lockstep:
+            raise UserError(f'interface {self.interface} is for real time: set lockstep to false')
+        if self.interface == 'effort' and robot.effort is None:
+            raise UserError('interface effort needs limits.effort in the robot file')
+        return replace(robot, max_timestep_s=timestep_s, drive=self.interface)
 
     def fault_config(self) -> FaultConfig:
         """Return the faults asked for."""

@@ -32,6 +32,7 @@ from dipod_ros.ros.messages import (
 from dipod_ros.sim.controllers import ArmController, CommandError
 from dipod_ros.sim.faults import SampleFaults
 from dipod_ros.sim.robot import RobotConfig
+from dipod_ros.sim.stream_controllers import EffortStream, PositionStream, VelocityStream
 
 # rad/s; joint_trajectory_controller calls a final velocity below this zero.
 AT_REST_RAD_S = 1e-6
@@ -40,6 +41,19 @@ AT_REST_RAD_S = 1e-6
 # arm can follow from where it is now was made for here.
 DEAF_PERIODS = 2
 LOG_EVERY_S = 5.0
+
+
+def make_controller(
+    params: MujocoSimParams, robot: RobotConfig
+) -> ArmController | VelocityStream | EffortStream:
+    """Return the controller that the parameters ask for."""
+    step_s = robot.control_period_s / params.slices
+    if params.interface == 'velocity':
+        return VelocityStream(robot.limits, step_s, params.command_timeout_s)
+    if params.interface == 'effort':
+        return EffortStream(robot.limits, step_s, params.command_timeout_s, robot.effort)
+    kind = PositionStream if params.command_rate_hz else ArmController
+    return kind(robot.limits, step_s)
 
 
 class WorldTopics:
@@ -59,7 +73,7 @@ class WorldTopics:
         self._may_end_moving = params.allow_nonzero_velocity_at_trajectory_end
         self._period_ns = round(robot.control_period_s * NS_PER_S)
         self._chunk_steps = chunk_steps
-        self.controller = ArmController(robot.limits, robot.control_period_s)
+        self.controller = make_controller(params, robot)
         self.answered = False
         self.answer_steps = chunk_steps  # control periods that the newest answer is good for
         self.now_ns = 0
@@ -76,9 +90,9 @@ class WorldTopics:
         node.create_subscription(
             JointTrajectory, f'{name}/joint_trajectory', self._on_trajectory, qos.COMMAND
         )
-        node.create_subscription(
-            Float64MultiArray, f'{name}/commands', self._on_commands, qos.COMMAND
-        )
+        # A stream is judged by its differences: none of it may be missed.
+        profile = qos.STREAM if params.command_rate_hz else qos.COMMAND
+        node.create_subscription(Float64MultiArray, f'{name}/commands', self._on_commands, profile)
 
     def restart(self, position: np.ndarray, ns: int | None = None) -> None:
         """Hold `position` [A] (rad); `ns` is the time of a reset that commands may have missed."""
@@ -98,6 +112,8 @@ class WorldTopics:
 
     def publish_joints(self, ns: int, position: np.ndarray, velocity: np.ndarray) -> None:
         """Publish joint_states: rad, rad/s, and the actuators' torque in N m."""
+        if isinstance(self.controller, VelocityStream | EffortStream):
+            self._note(self.controller.measured(position, velocity))
         msg = self._faults.pass_on(self._joints.message(ns, position, velocity, self.effort))
         if msg is not None:
             self._send('joint_states', JointState, qos.STATE, msg)
@@ -199,6 +215,11 @@ class WorldTopics:
 
     def _accept(self, violations: list[str], steps: int) -> None:
         self.commands += 1
+        self._note(violations)
+        self.answered, self.answer_steps = True, steps
+        self._on_answer()
+
+    def _note(self, violations: list[str]) -> None:
         if violations:
             self.violations += 1
             self.last_violation = '; '.join(violations)
@@ -206,8 +227,6 @@ class WorldTopics:
                 f'command violates limits: {self.last_violation}',
                 throttle_duration_sec=LOG_EVERY_S,
             )
-        self.answered, self.answer_steps = True, steps
-        self._on_answer()
 
     def _reject(self, reason: str) -> None:
         self.rejected += 1

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rclpy.lifecycle import LifecycleNode
@@ -18,7 +19,6 @@ from dipod_ros.errors import UserError
 from dipod_ros.nodes._policy_server_params import PolicyServerParams
 from dipod_ros.policy.limits import JointLimits
 from dipod_ros.ros import messages, qos
-from dipod_ros.ros.diagnostics import Level, Report
 from dipod_ros.serving import setpoints
 from dipod_ros.serving.drive_laws import EffortLaw, Joints, PositionLaw, VelocityLaw, per_joint
 from dipod_ros.serving.latency import LatencyWindow
@@ -33,7 +33,7 @@ SWITCH_INTERVAL_S = 1e-4
 _PR_SET_TIMERSLACK = 29
 
 
-def streams(p: PolicyServerParams) -> bool:
+def is_streamed(p: PolicyServerParams) -> bool:
     """Tell whether commands are samples of a stream, rather than one message per plan or period."""
     return p.interface in ('velocity', 'effort') or bool(p.command_rate_hz)
 
@@ -87,7 +87,7 @@ def gravity_of(p: PolicyServerParams) -> Callable[[np.ndarray], np.ndarray] | No
 
 
 class StreamOutput:
-    """Publishes the stream on <controller>/commands; replaces CommandOutput where `streams`."""
+    """Publishes the stream on <controller>/commands; replaces CommandOutput where `is_streamed`."""
 
     def __init__(
         self, node: LifecycleNode, p: PolicyServerParams, limits: JointLimits, topic: str
@@ -136,10 +136,7 @@ class StreamOutput:
                 setpoint = stream.sample()
                 resting = setpoint is None or setpoint.resting
                 closing = loop.stopped and resting
-                if setpoint is None:
-                    values = law.idle()
-                else:
-                    values = law.command(setpoint, clock(), closing)
+                values = law.idle() if setpoint is None else law.command(setpoint, clock(), closing)
                 if values is not None:
                     msg.data = messages.doubles(values)
                     publish(msg)
@@ -148,17 +145,16 @@ class StreamOutput:
                 if closing and law.settled:
                     return
 
-    def report(self) -> Report:
-        """Return the diagnostics of the stream."""
-        values = {
+    def figures(self) -> dict[str, Any]:
+        """Return what /diagnostics tells about the stream."""
+        return {
             'interface': self._p.interface,
-            'rate_hz': self.rate_hz,
+            'rate Hz': self.rate_hz,
             'commands': self.sent,
-            'missed_ticks': self.missed,
-            'late_us_p50': round(1e6 * self.lateness.percentile(50.0)),
-            'late_us_p99': round(1e6 * self.lateness.percentile(99.0)),
+            'missed ticks': self.missed,
+            'late p50 us': self.lateness.percentile(50) * 1e6,
+            'late p99 us': self.lateness.percentile(99) * 1e6,
         }
-        return Report(Level.OK, f'{self._p.interface} at {self.rate_hz:g} Hz', values)
 
     def close(self) -> None:
         """Destroy the publisher."""

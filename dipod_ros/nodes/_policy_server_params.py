@@ -19,6 +19,25 @@ class LimitParams:
     position_upper: tuple[float, ...] = param((), 'highest position per joint', unit='rad')
     velocity: tuple[float, ...] = param((), 'largest speed per joint', unit='rad/s')
     acceleration: tuple[float, ...] = param((), 'largest acceleration per joint', unit='rad/s^2')
+    effort: tuple[float, ...] = param(
+        (), 'largest torque per joint; interface effort does not start without', unit='N m'
+    )
+
+
+@dataclass(frozen=True)
+class EffortParams:
+    """Of interface effort: torque = kp * position error + kd * velocity error (+ gravity)."""
+
+    kp: tuple[float, ...] = param(
+        (), 'stiffness, one per joint or one for all; required', unit='N m/rad'
+    )
+    kd: tuple[float, ...] = param(
+        (), 'damping, one per joint or one for all; required', unit='N m s/rad'
+    )
+    gravity_compensation: bool = param(
+        False,
+        'add the torques that hold the arm, from `mjcf`; not for drives that do so themselves',
+    )
 
 
 @dataclass(frozen=True)
@@ -65,10 +84,28 @@ class PolicyServerParams:
     )
     interface: str = param(
         'trajectory',
-        'what the controller listens to: a JointTrajectory per chunk on '
-        '<controller>/joint_trajectory, or positions per control period on <controller>/commands',
+        'what the controller listens to: a JointTrajectory per plan on '
+        '<controller>/joint_trajectory, or positions, velocities or torques on '
+        '<controller>/commands',
         choices=INTERFACES,
     )
+    command_rate_hz: float = param(
+        0.0,
+        'rate of position, velocity and effort commands in real time, 50 to 500; 0 is one command '
+        'per control period',
+        unit='Hz',
+        low=0.0,
+        high=500.0,
+    )
+    velocity_gain: float = param(
+        1.0,
+        'interface velocity: how fast a difference between setpoint and arm is made up for; 0 is '
+        'feed-forward alone',
+        unit='1/s',
+        low=0.0,
+        high=20.0,
+    )
+    effort: EffortParams = group(EffortParams)
     replan_steps: int = param(
         0,
         'control steps of a chunk after which the next one takes over; 0 is all',
@@ -126,3 +163,8 @@ class PolicyServerParams:
     workspace: WorkspaceParams = group(WorkspaceParams)
     control_period_s: float = param(0.04, 'control period', unit='s', low=0.0001, high=10.0)
     controller: str = param('arm_controller', 'prefix of the command topics')
+    mjcf: str = param(
+        '',
+        'model of the robot, for effort.gravity_compensation alone: absolute, or relative to the '
+        'share directory',
+    )

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from dipod_ros.nodes._policy_server_output import StreamOutput
 from dipod_ros.policy.checkpoint import Manifest
 from dipod_ros.ros.diagnostics import Level, Report
 from dipod_ros.serving.lockstep import LockstepLoop
@@ -97,6 +98,13 @@ def decision_report(loop: Loop | None, alive: bool) -> Report:
     if not alive:
         return Report(Level.ERROR, 'a thread of the server died', values)
     return Report(Level.OK, 'ok', values)
+
+
+def output_report(loop: Loop | None, output: StreamOutput | None) -> Report:
+    """Report the command stream: its rate, what was missed, how late the rest was."""
+    if loop is None or output is None:
+        return Report(Level.OK, 'not active')
+    return Report(Level.OK, 'ok', output.figures())
 
 
 def safety_report(safety: SafetyFilter, loop: Loop | None) -> Report:

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 
 from dipod_ros.nodes._policy_server_io import CommandOutput, RecordOutput
+from dipod_ros.nodes._policy_server_output import StreamOutput
 from dipod_ros.ros.runtime import EXIT_BUG, request_exit
 from dipod_ros.serving.realtime import RealTimeLoop
 
@@ -23,7 +24,7 @@ class ServerThreads:
     def __init__(
         self,
         loop: RealTimeLoop,
-        commands: CommandOutput,
+        commands: CommandOutput | StreamOutput,
         records: RecordOutput,
         fail: Callable[[str], None],
     ) -> None:
@@ -34,9 +35,10 @@ class ServerThreads:
         self._fail = fail
         self._stop = threading.Event()
         self._hurry = threading.Event()
+        streamed = isinstance(commands, StreamOutput)
         self._threads = [
             self._thread('decisions', self._decide),
-            self._thread('control', self._control),
+            self._thread('control', self._stream if streamed else self._control),
         ]
 
     def start(self) -> None:
@@ -95,6 +97,10 @@ class ServerThreads:
             wait_s = loop.next_control_s() - loop.clock()
             if wait_s > 0 and self._hurry.wait(wait_s):
                 self._hurry.clear()
+
+    def _stream(self) -> None:
+        loop: RealTimeLoop = self._loop
+        self._commands.run(loop, loop.buffer, self._stop, self._hurry)
 
     def _thread(self, name: str, work: Callable[[], None]) -> threading.Thread:
         def guarded() -> None:

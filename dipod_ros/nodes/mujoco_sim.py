@@ -45,8 +45,9 @@ class MujocoSim(Node):
         robot = p.robot_config()
         task = make_task(p.task, robot)
         self._period_ns = round(robot.control_period_s * NS_PER_S)
-        self._substeps = task.world.substeps
-        self._step_s = robot.control_period_s / self._substeps
+        self._substeps = task.world.substeps // p.slices
+        self._step_s = robot.control_period_s / task.world.substeps
+        self._slice = 0  # updates of the controllers within this control period
         self.episodes = Episodes(task, p.worlds, p.seed, p.threads)
         self._chunk_steps = task.horizon
         self._ticks = 0  # control periods executed
@@ -83,8 +84,8 @@ class MujocoSim(Node):
             self.create_timer(p.lockstep_resend_s / 4, self._resend, clock=steady)
         else:
             self._due = time.monotonic()
-            # Asked twice per period: the schedule, not the timer, decides when a period is over.
-            tick = robot.control_period_s / p.real_time_factor / 2
+            # Asked twice per update: the schedule, not the timer, decides when one is due.
+            tick = robot.control_period_s / p.slices / p.real_time_factor / 2
             self.create_timer(tick, self._keep_pace, clock=steady)
         first = [Outcome(self.stamp_ns, int(e) - 1, reset=True) for e in self.episodes.episode]
         self._publish(first)
@@ -118,21 +119,50 @@ class MujocoSim(Node):
         if now - self._due > MAX_BEHIND_S:
             self._due = now
         if now >= self._due:
-            self._due += self._period_ns / NS_PER_S / self.params.real_time_factor
-            self._advance(1)
+            p = self.params
+            self._due += self._period_ns / NS_PER_S / p.slices / p.real_time_factor
+            if p.slices == 1:
+                self._advance(1)
+            else:
+                self._advance_slice()
 
     def _advance(self, steps: int) -> None:
         """Execute control periods, then publish what came of them."""
         for _ in range(steps):
-            now_s = self.stamp_ns / NS_PER_S
-            setpoints = np.stack(
-                [w.controller.setpoints(now_s, self._step_s, self._substeps) for w in self.worlds]
-            )
-            effort = self.episodes.advance(setpoints)
-            self._ticks += 1
+            self._execute(period_ends=True)
             self.stamp_ns += self._period_ns
+        self._end_period()
+
+    def _advance_slice(self) -> None:
+        """Execute the part of a control period until the controllers' next update."""
+        slices = self.params.slices
+        part = self._slice + 1
+        self._execute(period_ends=part == slices)
+        began_ns = self.stamp_ns - self._slice * self._period_ns // slices
+        self.stamp_ns = began_ns + part * self._period_ns // slices
+        self._slice = part % slices
+        if self._slice == 0:
+            self._end_period()
+            return
+        physics = self.episodes.worlds
+        for i, world in enumerate(self.worlds):
+            world.now_ns = self.stamp_ns
+            world.publish_joints(
+                self.stamp_ns, physics.joint_position[i], physics.joint_velocity[i]
+            )
+
+    def _execute(self, period_ends: bool) -> None:
+        now_s = self.stamp_ns / NS_PER_S
+        setpoints = np.stack(
+            [w.controller.setpoints(now_s, self._step_s, self._substeps) for w in self.worlds]
+        )
+        effort = self.episodes.advance(setpoints, period_ends=period_ends)
+        self._ticks += period_ends
         for world, torque in zip(self.worlds, effort, strict=True):
             world.effort = torque
+
+    def _end_period(self) -> None:
+        for world in self.worlds:
             world.answered = False
         self._publish(self._outcomes())
 
@@ -207,6 +237,7 @@ class MujocoSim(Node):
         """Cut every episode off and begin the next; time goes on by one control period."""
         everywhere = np.ones(len(self.worlds), dtype=bool)
         self.stamp_ns += self._period_ns
+        self._slice = 0
         rewards = self.episodes.outcome().reward
         outcomes: list[Outcome | None] = [
             Outcome(self.stamp_ns, int(e), reward=float(r), truncated=True, reset=True)
@@ -233,7 +264,11 @@ class MujocoSim(Node):
         if not self._paused:
             response.success, response.message = False, 'not paused: call ~/set_pause first'
             return response
-        self._advance(self._answer_steps() if self.params.lockstep else 1)
+        if self.params.slices == 1:
+            self._advance(self._answer_steps() if self.params.lockstep else 1)
+        else:
+            for _ in range(self._slice, self.params.slices):
+                self._advance_slice()
         response.success, response.message = True, f'time is {self.stamp_ns / NS_PER_S:.3f} s'
         return response
 
@@ -256,6 +291,7 @@ class MujocoSim(Node):
             'last_rejection': next((w.last_rejection for w in worlds if w.last_rejection), ''),
             'rejected_commands': sum(w.rejected for w in worlds),
             'ignored_commands': sum(w.ignored for w in worlds),
+            'command_timeouts': sum(getattr(w.controller, 'timeouts', 0) for w in worlds),
             'resends': self._resends,
             'waiting_worlds': [i for i, w in enumerate(worlds) if not w.answered]
             if self.params.lockstep

@@ -25,6 +25,7 @@ from dipod_ros.errors import UserError
 from dipod_ros.nodes import _policy_server_status as status
 from dipod_ros.nodes._policy_server_inline import InlineDecisions
 from dipod_ros.nodes._policy_server_io import CommandOutput, RecordOutput, SensorInput
+from dipod_ros.nodes._policy_server_output import StreamOutput, check_output, is_streamed
 from dipod_ros.nodes._policy_server_params import PolicyServerParams
 from dipod_ros.nodes._policy_server_swap import CheckpointRequests
 from dipod_ros.nodes._policy_server_threads import ServerThreads
@@ -87,6 +88,7 @@ class PolicyServer(LifecycleNode):
         super().__init__('policy_server')
         self.params = p = declare(self, PolicyServerParams)
         limits = JointLimits.from_params(p.joints, vars(p.limits))
+        check_output(p)
         speed = SpeedConfig(p.ramp_in_s, p.slow_age_share, p.slow_speed_scale)
         workspace = make_workspace(p.workspace, limits)
         self._safety = SafetyFilter(limits, p.control_period_s, speed, workspace)
@@ -100,6 +102,7 @@ class PolicyServer(LifecycleNode):
         self._state, self._error = 'unconfigured', ''
         self._status_lock = threading.Lock()
         self._agent: Agent | None = None
+        self._output: CommandOutput | StreamOutput | None = None
         self._loop: Loop | None = None
         self._threads: ServerThreads | InlineDecisions | None = None
         self._status = self.create_publisher(String, '~/status', qos.LATCHED)
@@ -138,8 +141,12 @@ class PolicyServer(LifecycleNode):
             self, self._buffer, p.joints, p.lockstep, self._on_sample, self._on_outcome
         )
         self._listen(policy.manifest.spec.streams)
-        self._output = CommandOutput(
-            self, p.joints, p.controller, p.interface, p.control_period_s, p.lockstep
+        self._output = (
+            StreamOutput(self, p, self._safety.limits, JOINT_TOPIC)
+            if is_streamed(p)
+            else CommandOutput(
+                self, p.joints, p.controller, p.interface, p.control_period_s, p.lockstep
+            )
         )
         self._state = 'inactive'
         info, engines = policy.engine.info(), self._loader.engines
@@ -156,7 +163,12 @@ class PolicyServer(LifecycleNode):
         result = super().on_activate(state)
         p = self.params
         config = LoopConfig(
-            p.interface, p.replan_steps, p.resync_rad, p.watchdog_s, JOINT_TOPIC, p.joint_max_age_s
+            'trajectory' if p.interface == 'trajectory' else 'position',
+            p.replan_steps,
+            p.resync_rad,
+            p.watchdog_s,
+            JOINT_TOPIC,
+            p.joint_max_age_s,
         )
         kind = LockstepLoop if p.lockstep else RealTimeLoop
         log = DecisionLog(time.monotonic, p.outcome_timeout_s)
@@ -233,8 +245,11 @@ class PolicyServer(LifecycleNode):
 
     def _listen(self, streams: tuple[Stream, ...]) -> None:
         # The joint positions are needed to know where to start, whatever the policy looks at.
-        own = Stream('joints', 'joint_position', len(self.params.joints), JOINT_TOPIC)
-        for stream in (*streams, own):
+        count = len(self.params.joints)
+        own = [Stream('joints', 'joint_position', count, JOINT_TOPIC)]
+        if self.params.interface == 'effort':
+            own.append(Stream('joint velocities', 'joint_velocity', count, JOINT_TOPIC))
+        for stream in (*streams, *own):
             self._input.listen(stream)
 
     # E-stop
@@ -310,6 +325,8 @@ class PolicyServer(LifecycleNode):
                 self._loop, self._threads is None or self._threads.alive
             ),
         )
+        if is_streamed(self.params):
+            diagnostics.add('output', lambda: status.output_report(self._loop, self._output))
         diagnostics.add('safety', lambda: status.safety_report(self._safety, self._loop))
         return diagnostics
 

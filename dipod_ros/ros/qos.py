@@ -37,6 +37,9 @@ STATE = _profile(10)
 # Commands: only the newest counts, but it must arrive.
 COMMAND = _profile(1)
 
+# Reading a command stream to judge it: all of it, in order.
+STREAM = _profile(100)
+
 # Outcomes are summed up by the reader: none may be lost.
 OUTCOME = _profile(100)
 

@@ -23,7 +23,8 @@ from dipod_ros.serving.observation import ObservationBuffer, Sample
 from dipod_ros.serving.safety import FAULT, RESYNC, SafetyFilter
 from dipod_ros.serving.timeline import ChunkTimeline, Plan
 
-INTERFACES = ('trajectory', 'position')
+# To a loop, velocities and torques are positions: they are made of the same samples.
+INTERFACES = ('trajectory', 'position', 'velocity', 'effort')
 # The first runs of a process touch cold caches and say nothing about the next ones.
 LATENCY_WARM_UP = 3
 

@@ -61,6 +61,7 @@ class RealTimeLoop(Loop):
         self._stopping = False
         self._anew = False  # decide now, whatever is left of the chunk
         self.late_stream = ''  # why the arm goes slowly, '' when it does not
+        self.begun_anew = 0  # how often everything planned became void
 
     def on_outcome(self, outcome: Outcome) -> None:
         """Take an outcome; a reset makes everything planned void."""
@@ -219,6 +220,7 @@ class RealTimeLoop(Loop):
         """Forget the plan and whatever is being sampled."""
         self.timeline.clear()
         self._generation += 1
+        self.begun_anew += 1
 
     def _check_streams(self, before: int) -> None:
         """Brake from tick `before`, once, when there is a reason to."""

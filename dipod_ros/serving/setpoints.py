@@ -75,6 +75,7 @@ class SetpointStream:
         self._tick: int | None = None  # where the segment being played begins; None: not playing
         self._into_ns = 0  # how far into it the next sample is
         self._points = np.zeros((3, 0))
+        self._begun_anew = loop.begun_anew
         self._due_s = self._clock()
         self.missed = 0  # instants at which no sample was taken
 
@@ -101,13 +102,13 @@ class SetpointStream:
     def sample(self) -> Setpoint | None:
         """Return the setpoint of the instant `due_s`, None while there is no plan."""
         self._keep_pace()
+        if self._loop.begun_anew != self._begun_anew:
+            self._tick = None  # the world was reset: what was planned is void
         self.prepare()
         if self._tick is None:
             self._begin()
             if self._tick is not None:
                 self._due_s = self._clock() + self.step_s
-        if self._loop.timeline.plan is None:
-            self._tick = None  # the world was reset: what was planned is void
         if self._tick is None:
             return None
         c0, c1, c2 = self._points
@@ -146,12 +147,14 @@ class SetpointStream:
 
     def _enter(self, tick: int, into_ns: int) -> None:
         with self._loop.wake:
-            plan = self._loop.timeline.plan
-            if plan is None:
-                self._tick = None
-                return
-            self._points = np.stack([plan.point(k) for k in (tick - 1, tick, tick + 1)])
-        self._tick, self._into_ns = tick, into_ns
+            plan, self._begun_anew = self._loop.timeline.plan, self._loop.begun_anew
+        if plan is None:
+            self._tick = None
+            return
+        points = np.stack([plan.point(k) for k in (tick - 1, tick, tick + 1)])
+        if self._tick is not None and not np.array_equal(points[:2], self._points[1:]):
+            into_ns = 0  # the command was put elsewhere, where it stands: begin with that
+        self._points, self._tick, self._into_ns = points, tick, into_ns
 
     def _keep_pace(self) -> None:
         """Choose the instant of the next sample, and skip those that were missed."""

@@ -72,12 +72,15 @@ class Episodes:
         self._reward[mask] = 0
         self._progress[mask] = self.task.progress(self.worlds, self.goal)[mask]
 
-    def advance(self, setpoints: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:
+    def advance(
+        self, setpoints: np.ndarray, active: np.ndarray | None = None, period_ends: bool = True
+    ) -> np.ndarray:
         """Advance one control period and judge the episodes that reached the end of a chunk.
 
         Args:
-            setpoints: position references [N, substeps, A] (rad).
+            setpoints: references of the drives [N, substeps, A] (rad, rad/s or N m).
             active: booleans [N]; the other worlds stand still. None means all.
+            period_ends: False when this is only a part of a control period, and not its last.
 
         Returns:
             torque at each joint [N, A] (N m), 0 for worlds that stood still.
@@ -86,9 +89,10 @@ class Episodes:
         moving = np.ones(self.count, dtype=bool) if active is None else active
         sensors = self.worlds.advance(setpoints, active)
         self._touched |= self.task.touched(sensors) & ~self.done
-        self.step[moving] += 1
-        if self.task.decisions:
-            self._judge(moving & ~self.done & (self.step % self.task.horizon == 0))
+        if period_ends:
+            self.step[moving] += 1
+            if self.task.decisions:
+                self._judge(moving & ~self.done & (self.step % self.task.horizon == 0))
         return sensors[:, -1, self.task.world.effort_index]
 
     def outcome(self) -> Outcome:

@@ -19,6 +19,8 @@ from dipod_ros.errors import UserError
 from dipod_ros.policy.limits import JointLimits
 from dipod_ros.resources import resource, share_dir
 
+DRIVES = ('position', 'velocity', 'effort')
+
 
 class RobotError(UserError):
     """A robot file that cannot be used; one line that says what to change."""
@@ -38,6 +40,8 @@ class RobotConfig:
     control_period_s: float
     controller: str  # prefix of the command topics
     tip_site: str  # site published as `tip`; '' when the robot has none
+    drive: str = 'position'  # what its drives are simulated to take, one of DRIVES
+    max_timestep_s: float | None = None  # physics steps are at most this long; None: as in the MJCF
 
     @property
     def size(self) -> int:

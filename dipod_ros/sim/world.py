@@ -13,6 +13,7 @@ from pathlib import Path
 import mujoco
 import numpy as np
 
+from dipod_ros.sim.drives import set_drives
 from dipod_ros.sim.robot import RobotConfig, RobotError
 
 SCENE_PREFIX = 'task/'
@@ -83,6 +84,7 @@ def compile_world(robot: RobotConfig, scene: Path | None = None) -> World:
         raise RobotError(f'{where}: MuJoCo cannot read {robot.mjcf}: {_one_line(error)}') from error
     _check_joints(spec, robot, where)
     _check_actuators(spec, robot, where)
+    set_drives(spec, robot)
     for joint in robot.joints:
         spec.add_sensor(
             name=f'effort/{joint}',

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real server streams to the simulated arm on every interface, in real time, within limits."""
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy')
+pytest.importorskip('mujoco')
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+
+import torch  # noqa: E402
+from checkpoints import TINY  # noqa: E402
+from harness import Robot, Server, make_context  # noqa: E402
+from sensor_msgs.msg import JointState  # noqa: E402
+from sim_harness import Simulator  # noqa: E402
+from std_msgs.msg import String  # noqa: E402
+
+from dipod_ros.learning.task_spec import spec_for  # noqa: E402
+from dipod_ros.policy.flow import FlowPolicy  # noqa: E402
+from dipod_ros.policy.spec import SamplerSpec  # noqa: E402
+from dipod_ros.ros import messages, qos  # noqa: E402
+from dipod_ros.sim.robot import load_robot  # noqa: E402
+from dipod_ros.sim.vector_env import ChunkVectorEnv  # noqa: E402
+
+pytestmark = [pytest.mark.ros, pytest.mark.timeout(300)]
+ROBOT = load_robot('arm7')
+LIMITS = ROBOT.limits
+RATE_HZ = 200.0
+STEP_S = 1 / RATE_HZ
+EFFORT = {
+    'limits__effort': [87.0, 87.0, 87.0, 87.0, 12.0, 12.0, 12.0],
+    'effort__kp': [600.0, 600.0, 600.0, 600.0, 150.0, 100.0, 50.0],
+    'effort__kd': [60.0, 60.0, 60.0, 60.0, 12.0, 8.0, 4.0],
+}
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Return a folder with a policy that keeps the limit filter busy."""
+    folder = tmp_path_factory.mktemp('policies')
+    env = ChunkVectorEnv('reach', 1, 'arm7')
+    torch.manual_seed(0)
+    policy = FlowPolicy(spec_for(env, SamplerSpec('midpoint', 2), TINY))
+    policy.normalizer.action_std.fill_(0.03)
+    policy.save(folder / 'wild')
+    return folder
+
+
+@pytest.fixture
+def stack(tmp_path, folder):
+    """Return a function that starts both nodes and returns a listener, the server, the simulator."""
+    context, stop, said = make_context(), [], []
+
+    def start(interface, **server):
+        listener = Robot(context, ROBOT.joints)
+        stop.append(listener.close)
+        listener.figures, listener.states, listener.resets = [], [], []
+        listener.create_subscription(
+            String,
+            'mujoco_sim/status',
+            lambda msg: listener._add(listener.figures, json.loads(msg.data)),
+            qos.LATCHED,
+        )
+        listener.create_subscription(
+            JointState, 'joint_states', lambda msg: listener._add(listener.states, msg), 100
+        )
+        process = Server(
+            folder,
+            LIMITS,
+            tmp_path / 'cache',
+            checkpoint='wild',
+            interface=interface,
+            command_rate_hz=RATE_HZ,
+            **server,
+        )
+        stop.append(process.stop)
+        said.append(process)
+        listener.wait_status(state='active')
+        simulator = Simulator(
+            tmp_path, task='reach', seed=5, interface=interface, command_rate_hz=RATE_HZ
+        )
+        stop.append(simulator.stop)
+        said.append(simulator)
+        return listener, process, simulator
+
+    yield start
+    for end in reversed(stop):
+        end()
+    for process in said:
+        print(process.log)
+    context.try_shutdown()
+
+
+def sent(listener):
+    return np.array([values for values, _ in listener.commands])
+
+
+def newest_figures(listener):
+    seen = len(listener.figures)
+    listener.wait(lambda: len(listener.figures) > seen + 1)
+    return listener.figures[-1]
+
+
+def assert_differences_within_limits(path, first, second):
+    """Bounds on the first and second differences, but where the stream begins anew."""
+    speed = np.diff(path, axis=0) / STEP_S
+    jumps = np.any(np.abs(speed) > 3 * first, axis=1)
+    pieces = np.split(path, np.flatnonzero(jumps) + 1)
+    for piece in pieces:
+        speed = np.diff(piece, axis=0) / STEP_S
+        assert np.all(np.abs(speed) <= first * (1 + 1e-6) + 1e-6)
+        if second is not None and len(speed) > 1:
+            change = np.diff(speed, axis=0) / STEP_S
+            assert np.all(np.abs(change) <= second * (1 + 1e-4) + 1e-4)
+    return int(jumps.sum())
+
+
+@pytest.mark.parametrize('interface', ['position', 'velocity', 'effort'])
+def test_the_simulated_controllers_find_no_violation(stack, interface):
+    listener, server, _ = stack(interface, **(EFFORT if interface == 'effort' else {}))
+    listener.wait(lambda: len(listener.commands) > 8 * RATE_HZ)
+    figures = newest_figures(listener)
+    assert figures['limit_violations'] == 0, figures['last_violation']
+    assert figures['rejected_commands'] == 0, figures['last_rejection']
+    assert figures['episodes'] >= 1
+    assert figures['commands'] > 7 * RATE_HZ
+    values = sent(listener)
+    moved = np.ptp([s.position for s in listener.states], axis=0).max()
+    assert moved > 0.2  # the arm goes where the policy wants it
+    if interface == 'position':
+        assert np.all(values >= LIMITS.lower) and np.all(values <= LIMITS.upper)
+        begun_anew = assert_differences_within_limits(values, LIMITS.velocity, LIMITS.acceleration)
+        assert begun_anew <= listener.figures[-1]['episodes']
+    elif interface == 'velocity':
+        assert np.all(np.abs(values) <= LIMITS.velocity + 1e-9)
+        assert assert_differences_within_limits(values, LIMITS.acceleration, None) == 0
+        assert np.abs(values).max() > 0.5
+    else:
+        assert np.all(np.abs(values) <= EFFORT['limits__effort'])
+        assert figures['command_timeouts'] <= figures['episodes'] + 1  # between two episodes
+    server.stop()
+    if interface == 'velocity':
+        last = len(listener.commands)
+        assert last and not listener.commands[-1][0].any()  # it ends standing
+
+
+@pytest.mark.parametrize('interface', ['velocity', 'effort'])
+def test_when_the_server_dies_the_controllers_time_out_and_the_arm_stops(stack, interface):
+    listener, server, _ = stack(interface, **(EFFORT if interface == 'effort' else {}))
+    index = messages.JointIndex(ROBOT.joints)
+    speed = lambda: np.abs(index.velocities(listener.states[-1])).max()  # noqa: E731
+    listener.wait(lambda: len(listener.commands) > 2 * RATE_HZ and speed() > 0.3)
+    before = listener.figures[-1]['command_timeouts']
+    server.process.send_signal(signal.SIGKILL)
+    server.process.wait()
+    dead = time.monotonic()
+    listener.wait(lambda: time.monotonic() - dead > 2.0)
+    assert newest_figures(listener)['command_timeouts'] > before
+    listener.wait(lambda: speed() < 0.02)
+
+
+@pytest.mark.parametrize(
+    ('parameters', 'says'),
+    [
+        ({'interface': 'effort', 'command_rate_hz': 200.0}, 'limits.effort'),
+        ({'interface': 'effort', **EFFORT}, 'needs command_rate_hz'),
+        ({'interface': 'velocity', 'lockstep': True}, 'real time'),
+        ({'interface': 'position', 'command_rate_hz': 100.0, 'lockstep': True}, 'lockstep'),
+        ({'interface': 'trajectory', 'command_rate_hz': 100.0}, 'trajectory'),
+        ({'interface': 'position', 'command_rate_hz': 20.0}, '50 to 500'),
+        (
+            {
+                'interface': 'effort',
+                'command_rate_hz': 200.0,
+                **EFFORT,
+                'effort__gravity_compensation': True,
+            },
+            'needs mjcf',
+        ),
+    ],
+)
+def test_parameters_that_do_not_go_together_are_refused(tmp_path, folder, parameters, says):
+    server = Server(folder, LIMITS, tmp_path / 'cache', checkpoint='wild', **parameters)
+    assert server.process.wait(60.0) == 2
+    assert says in server.log.splitlines()[-1]
