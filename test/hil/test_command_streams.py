@@ -54,7 +54,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def stack(tmp_path, folder):
-    """Return a function that starts both nodes and returns a listener, the server, the simulator."""
+    """Return a function that starts both nodes; it returns a listener and both processes."""
     context, stop, said = make_context(), [], []
 
     def start(interface, **server):

@@ -78,9 +78,7 @@ def test_a_difference_is_made_up_for_and_then_it_stands(arm):
 def test_no_measurement_makes_it_leave_velocity_and_acceleration(arm, measured):
     law = law_of(arm, gain=20.0)
     rng = np.random.default_rng(0)
-    out = run(
-        law, arm, 400, stand(np.zeros(3)), lambda k: arm.sense(measured * rng.normal(size=3))
-    )
+    out = run(law, arm, 400, stand(np.zeros(3)), lambda k: arm.sense(measured * rng.normal(size=3)))
     assert np.all(np.abs(out) <= LIMITS.velocity + 1e-12)
     assert np.all(np.abs(np.diff(out, axis=0)) <= LIMITS.acceleration * STEP + 1e-12)
     assert np.abs(out).max() > 0.1

@@ -131,12 +131,12 @@ def test_what_was_lost_is_caught_up_slowly(make_player):
     player = make_player(500.0)
     player.bench.engine.chunk = lambda o, z: np.full((HORIZON, 3), 0.004)
     player.run(2.0)
-    behind = lambda: (
-        player.stream._target_ns()
-        - (  # noqa: E731
+
+    def behind():
+        return player.stream._target_ns() - (
             player.stream._tick * 40_000_000 + player.stream._into_ns
         )
-    )
+
     usual = behind()
     player.late = lambda: 0.01
     player.run(0.0021)
