@@ -15,6 +15,7 @@ from rclpy.node import Node
 from dipod_ros.nodes._policy_server_io import CommandOutput, RecordOutput
 from dipod_ros.ros.runtime import EXIT_BUG, request_exit, steady_clock
 from dipod_ros.serving.lockstep import LockstepLoop
+from dipod_ros.serving.loop import Loop
 
 # Records that nobody judged are given out when their patience is over, and that is how often
 # somebody looks.
@@ -31,13 +32,18 @@ class InlineDecisions:
         commands: CommandOutput,
         records: RecordOutput,
         fail: Callable[[str], None],
+        look: Callable[[Loop], None],
     ) -> None:
-        """Take the loop and its outputs; `fail` is told why deciding failed."""
+        """Take the loop and its outputs.
+
+        `fail` is told why deciding failed; `look` may look on after every decision.
+        """
         self._node = node
         self._loop = loop
         self._commands = commands
         self._records = records
         self._fail = fail
+        self._look = look
         self._timer = None
         self.alive = True
 
@@ -72,6 +78,7 @@ class InlineDecisions:
         self._loop.sent(command, received_s)
         # After the command: a record is never worth a late arm.
         self._records.send(self._loop.finished_records())
+        self._look(self._loop)
 
     def _look_up(self) -> None:
         self._guarded(lambda: self._records.send(self._loop.finished_records()))

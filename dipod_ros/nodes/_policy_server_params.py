@@ -9,6 +9,7 @@ from dipod_ros.ros.params import group, param
 from dipod_ros.serving.engines.select import CHOICES as ENGINES
 from dipod_ros.serving.loop import INTERFACES
 from dipod_ros.serving.noise import KINDS as NOISES
+from dipod_ros.serving.promotion import MODES as PROMOTIONS
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,59 @@ class PolicyServerParams:
         False, 'swap to every checkpoint that the trainer announces', read_only=False
     )
     trainer_topic: str = param('trainer/checkpoint', 'where the trainer announces checkpoints')
+    promotion: str = param(
+        'at_once',
+        'how a checkpoint of the trainer comes to act: at once, after it passed in the shadow of '
+        'the acting policy, or when ~/approve is called',
+        choices=PROMOTIONS,
+        read_only=False,
+    )
+    promotion_decisions: int = param(
+        50, 'decisions that a candidate is compared in', low=1, high=1_000_000
+    )
+    promotion_rms_rad: float = param(
+        0.1,
+        'a candidate is refused when its targets are further than this (root mean square) from '
+        'those of the acting policy',
+        unit='rad',
+        low=0.0,
+    )
+    promotion_clamp_share: float = param(
+        0.1,
+        'a candidate is refused when the share of its decisions that the limits would move is this '
+        'much larger than that of the acting policy',
+        low=0.0,
+        high=1.0,
+    )
+    promotion_latency_s: float = param(
+        0.05,
+        'a candidate is refused when its inference takes longer than this (99th percentile)',
+        unit='s',
+        low=0.0,
+    )
+    shadow_checkpoint: str = param(
+        '',
+        'policy that runs beside the acting one and commands nothing: as in `checkpoint`; empty is '
+        'none',
+        read_only=False,
+    )
+    alarm_window: int = param(
+        50,
+        'decisions after a swap in which an alarm rolls it back; 0 never does',
+        low=0,
+        high=1_000_000,
+    )
+    alarm_clamp_rad: float = param(
+        0.05, 'a decision whose command the limits moved by more than this counts as clamped',
+        unit='rad', low=0.0,
+    )  # fmt: skip
+    alarm_clamp_share: float = param(
+        0.3,
+        'a swap is rolled back when the share of clamped decisions in the window is this much '
+        'larger than before',
+        low=0.0,
+        high=1.0,
+    )
     autostart: bool = param(True, 'go to active without a lifecycle manager')
     engine: str = param('auto', 'what runs the policy', choices=ENGINES)
     threads: int = param(1, 'threads of the engine', low=1, high=256)

@@ -9,13 +9,17 @@ from typing import Any
 from dipod_ros.nodes._policy_server_output import StreamOutput
 from dipod_ros.policy.checkpoint import Manifest
 from dipod_ros.ros.diagnostics import Level, Report
+from dipod_ros.serving.agent import Agent
 from dipod_ros.serving.lockstep import LockstepLoop
 from dipod_ros.serving.loop import Loop
 from dipod_ros.serving.notices import Notices
 from dipod_ros.serving.realtime import RealTimeLoop
 from dipod_ros.serving.safety import SafetyFilter
+from dipod_ros.serving.succession import Succession
+from dipod_ros.serving.swap import HotSwap
 
 RECENT_SWAPS = 5
+RECENT_REJECTED = 5
 
 
 def describe(manifest: Manifest | None) -> dict[str, Any] | None:
@@ -33,7 +37,13 @@ def describe(manifest: Manifest | None) -> dict[str, Any] | None:
     }
 
 
-def swap_status(swap) -> dict[str, Any]:
+def previous(agent: Agent | None) -> dict[str, Any] | None:
+    """Return what ~/rollback goes back to, None when nothing has acted before."""
+    before = None if agent is None else agent.previous
+    return describe(None if before is None else before.manifest)
+
+
+def swap_status(swap: HotSwap | None) -> dict[str, Any]:
     """Return where the swap stands, for ~/status."""
     if swap is None:
         return {'requested': None, 'swap': 'idle', 'swaps': 0, 'history': []}
@@ -42,6 +52,18 @@ def swap_status(swap) -> dict[str, Any]:
         'swap': swap.state,
         'swaps': swap.count,
         'history': [asdict(r) for r in list(swap.history)[-RECENT_SWAPS:]],
+    }
+
+
+def succession_status(succession: Succession | None) -> dict[str, Any]:
+    """Return what may act next and what may not, for ~/status."""
+    candidate = None if succession is None else succession.candidate
+    about = describe(None if candidate is None else candidate.manifest)
+    return {
+        'candidate': about and {**about, 'promotion': candidate.mode},
+        'hold': '' if succession is None else succession.hold,
+        'alarm': '' if succession is None else succession.alarm,
+        'rejected': [] if succession is None else succession.rejected.newest(RECENT_REJECTED),
     }
 
 
@@ -55,10 +77,14 @@ def policy_report(now: dict[str, Any]) -> Report:
         'version': active.get('version', ''),
         'swap': now['swap'],
         'swaps': now['swaps'],
+        'previous': (now['previous'] or {}).get('name', 'none'),
+        'candidate': (now['candidate'] or {}).get('name', 'none'),
+        'hold': now['hold'],
+        'rejected': len(now['rejected']),
         'engine': f'{now["engine"]} ({now["engine_reason"]})',
     }
-    if now['error']:
-        return Report(Level.WARN, now['error'], values)
+    if now['alarm'] or now['error']:
+        return Report(Level.WARN, now['alarm'] or now['error'], values)
     return Report(Level.OK, now['state'], values)
 
 

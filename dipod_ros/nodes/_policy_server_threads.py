@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dipod_ros.nodes._policy_server_io import CommandOutput, RecordOutput
 from dipod_ros.nodes._policy_server_output import StreamOutput
 from dipod_ros.ros.runtime import EXIT_BUG, request_exit
+from dipod_ros.serving.loop import Loop
 from dipod_ros.serving.realtime import RealTimeLoop
 
 # How often a thread looks up without being woken: bounds how late records and shutdown come.
@@ -27,12 +28,17 @@ class ServerThreads:
         commands: CommandOutput | StreamOutput,
         records: RecordOutput,
         fail: Callable[[str], None],
+        look: Callable[[Loop], None],
     ) -> None:
-        """Take the loop and its outputs; `fail` is told why a thread died."""
+        """Take the loop and its outputs.
+
+        `fail` is told why a thread died; `look` may look on after every turn.
+        """
         self._loop = loop
         self._commands = commands
         self._records = records
         self._fail = fail
+        self._look = look
         self._stop = threading.Event()
         self._hurry = threading.Event()
         streamed = isinstance(commands, StreamOutput)
@@ -85,6 +91,7 @@ class ServerThreads:
                 loop.sent(command, received_s)
             # After the command: a record is never worth a late arm.
             self._records.send(loop.finished_records())
+            self._look(loop)
 
     def _control(self) -> None:
         loop = self._loop

@@ -27,6 +27,7 @@ from dipod_ros.nodes._policy_server_inline import InlineDecisions
 from dipod_ros.nodes._policy_server_io import CommandOutput, RecordOutput, SensorInput
 from dipod_ros.nodes._policy_server_output import StreamOutput, check_output, is_streamed
 from dipod_ros.nodes._policy_server_params import PolicyServerParams
+from dipod_ros.nodes._policy_server_shadow import identity, shadow_report
 from dipod_ros.nodes._policy_server_swap import CheckpointRequests
 from dipod_ros.nodes._policy_server_threads import ServerThreads
 from dipod_ros.nodes._policy_server_workspace import make_workspace
@@ -110,7 +111,9 @@ class PolicyServer(LifecycleNode):
         self.create_subscription(Bool, 'estop', self._on_estop_topic, 10)
         self.create_service(Trigger, '~/estop', self._on_estop)
         self.create_service(Trigger, '~/reset_estop', self._on_reset_estop)
-        self._requests = CheckpointRequests(self, self._loader, self._publish_status)
+        self._requests = CheckpointRequests(
+            self, self._loader, limits, p, self._noise, self._publish_status
+        )
         self._diagnostics = self._make_diagnostics()
         self._publish_status()
         if p.autostart:
@@ -134,7 +137,7 @@ class PolicyServer(LifecycleNode):
         """Load, build, warm up and check the policy; connect topics. Commands nothing."""
         p = self.params
         policy = self._loader.build(self._loader.validate(self.get_parameter('checkpoint').value))
-        self._requests.open(lambda: self._agent.policy.manifest, self._listen)
+        self._requests.open(lambda: self._agent, self._listen)
         self._agent = Agent(policy, self._noise, self._actor, self._requests.swap)
         self._buffer = ObservationBuffer(time.monotonic)
         self._input = SensorInput(
@@ -154,7 +157,7 @@ class PolicyServer(LifecycleNode):
             f'policy {policy.manifest.path.name} ({policy.manifest.sha256[:12]}, '
             f'{policy.manifest.spec.sampler}) on {info.name} {info.version} ({engines.reason})'
         )
-        self._requests.follow_trainer()
+        self._requests.resume()
         return super().on_configure(state)
 
     @_transition
@@ -175,7 +178,7 @@ class PolicyServer(LifecycleNode):
         self._loop = kind(
             self._agent, self._buffer, self._safety, log, self._notices, config, time.monotonic
         )
-        outputs = self._output, self._records, self._fail
+        outputs = self._output, self._records, self._fail, self._requests.look
         if isinstance(self._loop, RealTimeLoop):
             self._loop.grid.ros_time_ns = lambda: self.get_clock().now().nanoseconds
             self._threads = ServerThreads(self._loop, *outputs)
@@ -301,7 +304,10 @@ class PolicyServer(LifecycleNode):
         return {
             'state': self._state,
             'active': None if agent is None else status.describe(agent.policy.manifest),
+            'previous': status.previous(agent),
             **status.swap_status(self._requests.swap),
+            **status.succession_status(self._requests.succession),
+            'shadow': identity(self._requests.shadow, self._requests.candidate),
             'error': self._error or self._requests.error,
             'engine': engines.name,
             'engine_reason': engines.reason,
@@ -327,6 +333,10 @@ class PolicyServer(LifecycleNode):
         )
         if is_streamed(self.params):
             diagnostics.add('output', lambda: status.output_report(self._loop, self._output))
+        diagnostics.add(
+            'shadow',
+            lambda: shadow_report(self._requests.shadow, self._requests.candidate),
+        )
         diagnostics.add('safety', lambda: status.safety_report(self._safety, self._loop))
         return diagnostics
 

@@ -46,10 +46,12 @@ class Agent:
     ) -> None:
         """Take the first policy; `name` is the actor's name in the records."""
         self.policy = policy
+        self.previous: LoadedPolicy | None = None  # what acted before, ready to act again
         self.noise = noise
         self.name = name
         self.number = 0  # of the next decision
         self._swap = swap
+        self._retired: LoadedPolicy | None = None
 
     def begin(self) -> LoadedPolicy:
         """Return the policy for the next chunk; one that became ready takes over here."""
@@ -78,5 +80,13 @@ class Agent:
         """Do now what the next `sample` need not wait for; call it when the command is out."""
         self.noise.prepare(self.number, self.policy.manifest.spec.noise_size)
 
+    def settle(self) -> None:
+        """Do what a swap leaves to do; call it when the command is out."""
+        self._retired = None
+        if self._swap is not None:
+            self._swap.tell()
+
     def _install(self, policy: LoadedPolicy) -> None:
-        self.policy = policy
+        # Freeing an engine takes longer than a decision may wait: `settle` does it.
+        self._retired = self.previous
+        self.previous, self.policy = self.policy, policy

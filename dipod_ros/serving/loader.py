@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ class PolicyLoader:
         self._control_period_s = control_period_s
         self._model_dirs = tuple(model_dirs)
         self.engines = engines
+        self._building = threading.Lock()  # the factory keeps the last engine of each graph
 
     def validate(self, name_or_path: str, sha256: str = '') -> Manifest:
         """Read a manifest and check it against the robot, without reading weights.
@@ -67,7 +69,8 @@ class PolicyLoader:
         checkpoint = load(manifest.path)
         if checkpoint.manifest.sha256 != manifest.sha256:
             raise CheckpointError(f'{manifest.path} changed since it was requested; ask again')
-        engine = self.engines.build(checkpoint)
+        with self._building:
+            engine = self.engines.build(checkpoint)
         check_golden(engine, checkpoint.manifest.golden)
         layout = ObservationLayout(checkpoint.spec, self._limits.joints)
         return LoadedPolicy(checkpoint.manifest, engine, layout)

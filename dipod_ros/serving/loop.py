@@ -19,7 +19,7 @@ from dipod_ros.serving.agent import Agent, Sampled
 from dipod_ros.serving.decisions import DecisionLog, Outcome
 from dipod_ros.serving.latency import LatencyWindow
 from dipod_ros.serving.notices import Notices
-from dipod_ros.serving.observation import ObservationBuffer, Sample
+from dipod_ros.serving.observation import ObservationBuffer, Sample, Snapshot
 from dipod_ros.serving.safety import FAULT, RESYNC, SafetyFilter
 from dipod_ros.serving.timeline import ChunkTimeline, Plan
 
@@ -58,6 +58,15 @@ class Command:
     decided: bool  # this begins a new chunk
 
 
+@dataclass(frozen=True, eq=False)
+class Decided:
+    """What was decided last, for those who look on after the command is out."""
+
+    sampled: Sampled
+    plan: Plan | None  # None when the whole chunk came too late to be executed
+    seen: Snapshot  # what there was to see
+
+
 class Loop:
     """State and bookkeeping shared by the lockstep and the real-time loop."""
 
@@ -84,6 +93,8 @@ class Loop:
         self.tick = 0  # control periods committed so far
         self.decision_latency = LatencyWindow(warmup=LATENCY_WARM_UP)
         self.engine_latency = LatencyWindow(warmup=LATENCY_WARM_UP)
+        self.decided: Decided | None = None
+        self._seen = buffer.snapshot()
         self._outcome: Outcome | None = None
         self._acting = agent.policy  # whose decision is being executed
         self._step = 0  # decisions since the episode began
@@ -148,6 +159,7 @@ class Loop:
 
     def _run(self, observation: np.ndarray) -> Sampled:
         """Sample a chunk; call without holding `wake`."""
+        self._seen = self.buffer.snapshot()
         start = self.clock()
         sampled = self.agent.sample(observation)
         self.engine_latency.add(self.clock() - start)
@@ -198,6 +210,7 @@ class Loop:
             ),
             stamp_ns,
         )
+        self.decided = Decided(sampled, plan, self._seen)
         self._acting = sampled.policy
         self.agent.commit()
         self._step += 1

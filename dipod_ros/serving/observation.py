@@ -37,6 +37,17 @@ class StreamProblem:
     text: str
 
 
+class Snapshot:
+    """The samples of one moment; reads like the buffer that it came from."""
+
+    def __init__(self, samples: dict[tuple[str, str], Sample]) -> None:
+        self._samples = samples
+
+    def sample(self, source: str, topic: str) -> Sample | None:
+        """Return the sample that was the newest accepted one."""
+        return self._samples.get((source, topic))
+
+
 class ObservationBuffer:
     """Samples by (source, topic); filled by callbacks, read by the decision thread.
 
@@ -81,6 +92,10 @@ class ObservationBuffer:
     def sample(self, source: str, topic: str) -> Sample | None:
         """Return the newest accepted sample."""
         return self._samples.get((source, topic))
+
+    def snapshot(self) -> Snapshot:
+        """Return the present samples, which later ones leave alone."""
+        return Snapshot(self._samples.copy())
 
     def age_s(self, source: str, topic: str) -> float | None:
         """Return the age of the newest accepted sample on the steady clock."""
@@ -149,7 +164,14 @@ class ObservationLayout:
                 return False
         return True
 
-    def assemble(self, buffer: ObservationBuffer, command: np.ndarray) -> np.ndarray:
+    def same_vector(self, other: ObservationLayout) -> bool:
+        """Tell whether another policy sees the very same observation vector."""
+        mine, theirs = (
+            [(s.source, s.topic, s.size) for s in layout.spec.streams] for layout in (self, other)
+        )
+        return mine == theirs and np.array_equal(self.order, other.order)
+
+    def assemble(self, buffer: ObservationBuffer | Snapshot, command: np.ndarray) -> np.ndarray:
         """Return the observation float32 [O]; `command` [A] is in the robot's joint order.
 
         Raises KeyError when a stream was never received: ask `problems` or `complete_at` first.

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Set
 
 from dipod_ros.serving.decisions import Outcome
-from dipod_ros.serving.loop import Command, Loop
+from dipod_ros.serving.loop import Command, Decided, Loop
 from dipod_ros.serving.observation import SAME_STAMP_NS, Sample, StreamProblem
 from dipod_ros.serving.safety import ESTOP, STALE, UNDERRUN, WATCHDOG, Watchdog
 from dipod_ros.serving.tick_grid import TickGrid
@@ -189,6 +189,7 @@ class RealTimeLoop(Loop):
                     f'a decision takes longer than the {len(sampled.chunk)} control periods of its '
                     'chunk: none of it can be executed',
                 )
+                self.decided = Decided(sampled, None, self._seen)
                 return None
             self.notices.clear('late', 'decisions are in time again')
             self._end_decision(sample.stamp_ns)

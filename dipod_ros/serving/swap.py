@@ -3,9 +3,10 @@
 
     request -> building (thread) -> ready -> taken at a chunk boundary
                        or failed: the old policy was never touched
+    offer (built already) --------> ready
 
-Only the newest request counts: one that waits is dropped for it, one that is being built is
-finished and then discarded.
+Only the newest request or offer counts: one that waits is dropped for it, one that is being built
+is finished and then discarded.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class SwapRecord:
 
     sha256: str
     path: str
-    source: str  # parameter | trainer
-    result: str  # active | failed | superseded
+    source: str  # parameter | reload | trainer | approval | rollback | alarm
+    result: str  # active | failed | superseded | refused
     reason: str
     build_s: float
 
@@ -41,6 +42,7 @@ class SwapRecord:
 class _Request:
     manifest: Manifest
     source: str
+    why: str = ''  # goes into the record when the policy comes to act
 
 
 class HotSwap(Generic[P]):
@@ -54,13 +56,16 @@ class HotSwap(Generic[P]):
     ) -> None:
         """Take the builder (load, warm up, golden check; it raises UserError) and a clock.
 
-        `on_change` is called after every change of state, from whichever thread made it.
+        `on_change` is called after every change of state, from whichever thread made it; after
+        `take` only by `tell`, because whoever takes is in a hurry.
         """
         self._build = build
         self._clock = clock
         self._on_change = on_change
         self._wake = threading.Condition()
+        self._newest: _Request | None = None
         self._waiting: _Request | None = None
+        self._untold = False
         self._ready: tuple[_Request, P, float] | None = None
         self._closed = False
         self.requested: Manifest | None = None  # the newest request, until it acts
@@ -73,34 +78,72 @@ class HotSwap(Generic[P]):
 
     def request(self, manifest: Manifest, source: str) -> None:
         """Ask for a policy; returns at once."""
+        request = _Request(manifest, source)
         with self._wake:
             if self._closed:
                 return
-            if self._waiting is not None:
-                self._note(self._waiting, 'superseded', 'a newer request came', 0.0)
-            if self._ready is not None:
-                self._note(self._ready[0], 'superseded', 'a newer request came', self._ready[2])
-                self._ready = None
-            self._waiting = _Request(manifest, source)
+            self._supersede('a newer request came')
+            self._newest = self._waiting = request
             self.requested, self.state, self.error = manifest, BUILDING, ''
             self._wake.notify_all()
         self._on_change()
 
+    def offer(self, policy: P, manifest: Manifest, source: str, why: str = '') -> None:
+        """Have a policy that is built already taken at the next boundary."""
+        request = _Request(manifest, source, why)
+        with self._wake:
+            if self._closed:
+                return
+            self._supersede(f'{source} came')
+            self._newest, self._ready = request, (request, policy, 0.0)
+            self.requested, self.state, self.error = manifest, READY, ''
+        self._on_change()
+
+    def cancel(self, reason: str) -> bool:
+        """Give up what is requested; return whether there was anything."""
+        with self._wake:
+            if self._newest is None:
+                return False
+            self._supersede(reason)
+            self._newest, self.requested, self.state = None, None, IDLE
+        self._on_change()
+        return True
+
+    @property
+    def pending_source(self) -> str:
+        """Who asked for what is being built or ready; '' when nothing is."""
+        newest = self._newest
+        return '' if newest is None else newest.source
+
+    def note(self, manifest: Manifest, source: str, result: str, reason: str) -> None:
+        """Put something into the history that never came to be requested."""
+        with self._wake:
+            self._note(_Request(manifest, source), result, reason, 0.0)
+
     def take(self, install: Callable[[P], None]) -> bool:
-        """Hand the policy that is ready to `install`, once; call it where a chunk ends."""
+        """Hand the policy that is ready to `install`, once; call it where a chunk ends.
+
+        `tell` is to follow when the command is out.
+        """
         if self._ready is None:  # read without the lock: this runs for every chunk
             return False
         with self._wake:
             if self._ready is None:
                 return False
             request, policy, build_s = self._ready
-            self._ready = None
+            self._newest = self._ready = None
             install(policy)
             self.count += 1
             self.requested, self.state = None, IDLE
-            self._note(request, 'active', '', build_s)
-        self._on_change()
+            self._note(request, 'active', request.why, build_s)
+            self._untold = True
         return True
+
+    def tell(self) -> None:
+        """Tell of a policy that was taken, if that has not been done yet."""
+        if self._untold:
+            self._untold = False
+            self._on_change()
 
     def close(self, timeout_s: float = 5.0) -> None:
         """End the thread; a build that is under way is waited for."""
@@ -129,16 +172,25 @@ class HotSwap(Generic[P]):
 
     def _finish(self, request: _Request, policy: P | None, reason: str, build_s: float) -> None:
         with self._wake:
-            if self._waiting is not None:
+            if request is not self._newest:
                 self._note(request, 'superseded', reason or 'a newer request came', build_s)
                 return
             if policy is None:
+                self._newest = None
                 self.requested, self.state, self.error = None, FAILED, reason
                 self._note(request, 'failed', reason, build_s)
             else:
                 self._ready = (request, policy, build_s)
                 self.state = READY
         self._on_change()
+
+    def _supersede(self, reason: str) -> None:
+        """Drop what waits or is ready; what is being built finds out when it is."""
+        if self._waiting is not None:
+            self._note(self._waiting, 'superseded', reason, 0.0)
+        if self._ready is not None:
+            self._note(self._ready[0], 'superseded', reason, self._ready[2])
+        self._waiting = self._ready = None
 
     def _note(self, request: _Request, result: str, reason: str, build_s: float) -> None:
         manifest = request.manifest
