@@ -88,7 +88,7 @@ class PolicyServerParams:
         50, 'decisions that a candidate is compared in', low=1, high=1_000_000
     )
     promotion_rms_rad: float = param(
-        0.1,
+        0.05,
         'a candidate is refused when its targets are further than this (root mean square) from '
         'those of the acting policy',
         unit='rad',
@@ -120,7 +120,7 @@ class PolicyServerParams:
         high=1_000_000,
     )
     alarm_clamp_rad: float = param(
-        0.05, 'a decision whose command the limits moved by more than this counts as clamped',
+        0.02, 'a decision whose command the limits moved by more than this counts as clamped',
         unit='rad', low=0.0,
     )  # fmt: skip
     alarm_clamp_share: float = param(

@@ -22,7 +22,7 @@ class AlarmConfig:
     """When a policy is too bad to go on with."""
 
     window: int = 50  # decisions after a swap that are watched; 0 watches none
-    clamp_rad: float = 0.05  # a decision counts as clamped when its command was moved further
+    clamp_rad: float = 0.02  # a decision counts as clamped when its command was moved further
     clamp_share: float = 0.3  # how much larger than before the share of clamped ones may be
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ class PromotionConfig:
     """What a candidate may do in the shadow of the acting policy and still take over."""
 
     decisions: int = 50  # that it is compared in
-    rms_rad: float = 0.1  # root mean square distance between the targets of the two
+    rms_rad: float = 0.05  # root mean square distance between the targets of the two
     clamp_share: float = 0.1  # how much larger than the acting one's its share of clamps may be
     latency_s: float = 0.05  # 99th percentile of one inference
 

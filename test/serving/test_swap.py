@@ -121,3 +121,49 @@ def test_closing_ends_the_thread(workshop):
     workshop.swap.request(manifest('a'), 'trainer')
     assert workshop.swap.state == IDLE
     assert workshop.swap._thread not in threading.enumerate()
+
+
+def test_what_is_offered_is_taken_without_a_build(workshop):
+    swap = workshop.swap
+    swap.offer('policy b', manifest('b'), 'alarm', 'it failed')
+    assert (swap.state, swap.pending_source) == (READY, 'alarm')
+    assert workshop.take() and workshop.taken == ['policy b'] and workshop.built == []
+    record = swap.history[-1]
+    assert (record.source, record.result, record.reason) == ('alarm', 'active', 'it failed')
+    assert (swap.requested, swap.pending_source) == (None, '')
+
+
+def test_an_offer_goes_before_what_is_being_built(workshop):
+    swap = workshop.swap
+    swap.request(manifest('a'), 'trainer')
+    swap.offer('policy b', manifest('b'), 'rollback')
+    workshop.gate.release()
+    workshop.wait(lambda: swap.history)  # whether or not the build of `a` had begun
+    assert swap.state == READY and swap.requested.sha256[0] == 'b'
+    assert workshop.take() and workshop.taken == ['policy b']
+    assert [(r.sha256[0], r.result) for r in swap.history] == [('a', 'superseded'), ('b', 'active')]
+
+
+def test_what_is_given_up_is_never_taken(workshop):
+    swap = workshop.swap
+    assert not swap.cancel('nothing there')
+    swap.offer('policy b', manifest('b'), 'rollback')
+    assert swap.cancel('taken back')
+    assert not workshop.take() and (swap.state, swap.requested) == (IDLE, None)
+    assert (swap.history[-1].result, swap.history[-1].reason) == ('superseded', 'taken back')
+    swap.request(manifest('a'), 'trainer')
+    workshop.gate.release()
+    workshop.wait(lambda: swap.state == READY)
+    assert workshop.take()
+
+
+def test_whoever_takes_tells_of_it_later(workshop):
+    told = []
+    workshop.swap._on_change = lambda: told.append(workshop.swap.state)
+    workshop.swap.offer('policy b', manifest('b'), 'rollback')
+    assert told == [READY]
+    workshop.take()
+    assert told == [READY]
+    workshop.swap.tell()
+    workshop.swap.tell()
+    assert told == [READY, IDLE]
