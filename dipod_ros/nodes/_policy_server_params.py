@@ -84,9 +84,7 @@ class PolicyServerParams:
         choices=PROMOTIONS,
         read_only=False,
     )
-    promotion_decisions: int = param(
-        50, 'decisions that a candidate is compared in', low=1, high=1_000_000
-    )
+    promotion_decisions: int = param(50, 'decisions that a candidate is compared in', low=1)
     promotion_rms_rad: float = param(
         0.05,
         'a candidate is refused when its targets are further than this (root mean square) from '
@@ -117,7 +115,6 @@ class PolicyServerParams:
         50,
         'decisions after a swap in which an alarm rolls it back; 0 never does',
         low=0,
-        high=1_000_000,
     )
     alarm_clamp_rad: float = param(
         0.02, 'a decision whose command the limits moved by more than this counts as clamped',

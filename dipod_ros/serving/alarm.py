@@ -34,6 +34,19 @@ class AlarmConfig:
             raise UserError(f'alarm_clamp_share must be within 0..1, got {self.clamp_share}')
 
 
+def was_clamped(decided: Decided, clamp_rad: float) -> bool:
+    """Tell whether a chunk was moved by more than `clamp_rad` (rad), or cut short, to be safe.
+
+    What was slowed down for another reason (a start, a late stream) says nothing about the policy.
+    """
+    chunk, plan = decided.sampled.chunk, decided.plan
+    if plan is None or not decided.sampled.usable:
+        return False
+    if plan.chunk_start is None or plan.chunk_start + len(chunk) > plan.chunk_end:
+        return True  # the rest of it would leave the workspace
+    return not plan.motion.altered and plan.motion.clamp_rad > clamp_rad
+
+
 class SwapAlarm:
     """Watches the decisions after a swap; `observe` belongs to one thread."""
 
@@ -61,7 +74,7 @@ class SwapAlarm:
         config, sampled, plan = self._config, decided.sampled, decided.plan
         if sampled.policy is not self._policy:
             self._begin(sampled.policy)
-        clamped = plan is not None and plan.motion.clamp_rad > config.clamp_rad
+        clamped = was_clamped(decided, config.clamp_rad)
         self._recent.append(clamped)
         if not self._left:
             return ''
@@ -92,7 +105,7 @@ class SwapAlarm:
         if self._clamped > (self.share_before + config.clamp_share) * config.window:
             return (
                 f'{self._clamped} of {config.window - self._left} decisions were moved by more '
-                f'than {config.clamp_rad:g} rad to stay within the limits; '
+                f'than {config.clamp_rad:g} rad, or cut short, to stay within the limits; '
                 f'{self.share_before:.0%} of those before the swap were'
             )
         return ''

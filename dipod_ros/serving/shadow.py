@@ -16,6 +16,7 @@ import numpy as np
 from dipod_ros.errors import UserError
 from dipod_ros.policy.checkpoint import Manifest
 from dipod_ros.policy.limits import JointLimits
+from dipod_ros.serving.alarm import was_clamped
 from dipod_ros.serving.latency import LatencyWindow
 from dipod_ros.serving.loader import LoadedPolicy
 from dipod_ros.serving.loop import Decided
@@ -235,7 +236,7 @@ class Shadow:
         sums.add(
             comparison,
             motion.clamp_rad > self._clamp_rad,
-            plan.motion.clamp_rad > self._clamp_rad,
+            was_clamped(decided, self._clamp_rad),
         )
         return True
 

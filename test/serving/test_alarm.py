@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A policy that took over is watched against the one before: same decisions, same alarm."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from checkpoints import HORIZON
@@ -17,9 +19,9 @@ OLD, NEW = object(), object()
 CHUNK = np.full((HORIZON, 3), 0.01, np.float32)
 
 
-def decision(policy, clamp=0.0, fault='', chunk=CHUNK, late=False):
+def decision(policy, clamp=0.0, fault='', chunk=CHUNK, late=False, altered=False):
     sampled = Sampled(policy, 0, np.zeros(3), np.zeros(3), chunk, fault)
-    plan = Plan(0, np.zeros((8, 3)), Motion(np.zeros((HORIZON, 3)), HORIZON, clamp), 0)
+    plan = Plan(0, np.zeros((8, 3)), Motion(np.zeros((HORIZON, 3)), HORIZON, clamp, altered), 0)
     return Decided(sampled, None if late else plan, Snapshot({}))
 
 
@@ -66,6 +68,17 @@ def test_clamping_as_before_or_too_small_to_count_raises_nothing(alarm):
 def test_a_fault_or_numbers_that_are_not_finite_raise_it_at_once(alarm, what, says):
     assert feed(alarm, NEW, 3) == [''] * 3
     assert says in alarm.observe(decision(NEW, **what))
+
+
+def test_what_was_slowed_down_on_purpose_is_not_the_policys_fault(alarm):
+    assert feed(alarm, NEW, 10, clamp=1.0, altered=True) == [''] * 10
+
+
+def test_a_chunk_that_was_cut_short_counts_as_clamped(alarm):
+    cut = decision(NEW)
+    cut = Decided(cut.sampled, replace(cut.plan, motion=Motion(np.zeros((4, 3)), 2, 0.0)), cut.seen)
+    assert [alarm.observe(cut) for _ in range(5)] == [''] * 5
+    assert 'cut short' in alarm.observe(cut)
 
 
 def test_decisions_that_come_too_late_raise_it_unless_they_are_rare(alarm):
