@@ -75,7 +75,10 @@ class SensorInput:
 
     def _joint_state(self, topic: str, msg: JointState) -> None:
         if not any(j in msg.name for j in self._index.joints):
-            return  # another part of the robot publishes here too
+            # Another part of the robot publishes here too; or the names in its file are wrong.
+            reason = f'its messages name other joints: {sorted(msg.name)}'
+            self._buffer.note('joint_position', topic, reason)
+            return
         stamp = messages.stamp_ns(msg.header.stamp)
         # Positions last: their arrival completes the message for whoever waits for it.
         if topic in self._velocity_topics:
@@ -144,6 +147,10 @@ class CommandOutput:
             msg = self._timed(command, loop)
         self._publisher.publish(msg)
         self.sent += 1
+
+    def listeners(self) -> int:
+        """Return how many subscriptions the commands reach."""
+        return self._publisher.get_subscription_count()
 
     def close(self) -> None:
         """Destroy the publisher."""

@@ -156,6 +156,10 @@ class StreamOutput:
             'late p99 us': self.lateness.percentile(99) * 1e6,
         }
 
+    def listeners(self) -> int:
+        """Return how many subscriptions the commands reach."""
+        return self._publisher.get_subscription_count()
+
     def close(self) -> None:
         """Destroy the publisher."""
         self._node.destroy_lifecycle_publisher(self._publisher)

@@ -186,6 +186,12 @@ class PolicyServerParams:
     joint_max_age_s: float = param(
         0.2, 'joint states older than this stop the arm (real time)', unit='s', low=0.001
     )
+    stamp_tolerance_s: float = param(
+        0.5,
+        "a message stamped further than this from the robot's clock, that of the joint states, is "
+        'refused (real time); 0 accepts all',
+        unit='s', low=0.0,
+    )  # fmt: skip
     ramp_in_s: float = param(
         1.0,
         'after activation, an e-stop reset and a resync the velocity limit rises to its full '

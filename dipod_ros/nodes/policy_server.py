@@ -25,6 +25,7 @@ from dipod_ros.errors import UserError
 from dipod_ros.nodes import _policy_server_status as status
 from dipod_ros.nodes._policy_server_inline import InlineDecisions
 from dipod_ros.nodes._policy_server_io import CommandOutput, RecordOutput, SensorInput
+from dipod_ros.nodes._policy_server_listener import ListenerCheck
 from dipod_ros.nodes._policy_server_output import StreamOutput, check_output, is_streamed
 from dipod_ros.nodes._policy_server_params import PolicyServerParams
 from dipod_ros.nodes._policy_server_shadow import identity, shadow_report
@@ -35,7 +36,7 @@ from dipod_ros.policy.limits import JointLimits
 from dipod_ros.policy.spec import Stream
 from dipod_ros.resources import share_dir
 from dipod_ros.ros import qos
-from dipod_ros.ros.diagnostics import Diagnostics
+from dipod_ros.ros.diagnostics import Diagnostics, Report
 from dipod_ros.ros.params import declare
 from dipod_ros.ros.runtime import run_node
 from dipod_ros.serving.agent import Agent
@@ -98,6 +99,7 @@ class PolicyServer(LifecycleNode):
             limits, p.control_period_s, folders, EngineFactory(p.engine, p.threads)
         )
         self._notices = Notices(self._tell)
+        self._listeners = ListenerCheck(self._notices)
         self._noise = NoiseSource(p.noise, p.seed)
         self._actor = p.actor or f'{self.get_fully_qualified_name()}-{uuid.uuid4().hex[:8]}'
         self._state, self._error = 'unconfigured', ''
@@ -172,6 +174,7 @@ class PolicyServer(LifecycleNode):
             p.watchdog_s,
             JOINT_TOPIC,
             p.joint_max_age_s,
+            p.stamp_tolerance_s,
         )
         kind = LockstepLoop if p.lockstep else RealTimeLoop
         log = DecisionLog(time.monotonic, p.outcome_timeout_s)
@@ -324,7 +327,7 @@ class PolicyServer(LifecycleNode):
     def _make_diagnostics(self) -> Diagnostics:
         diagnostics = Diagnostics(self, hardware_id=self.params.robot)
         diagnostics.add('policy', lambda: status.policy_report(self._status_now()))
-        diagnostics.add('streams', lambda: status.stream_report(self._loop, self._notices))
+        diagnostics.add('streams', self._stream_report)
         diagnostics.add(
             'decisions',
             lambda: status.decision_report(
@@ -339,6 +342,13 @@ class PolicyServer(LifecycleNode):
         )
         diagnostics.add('safety', lambda: status.safety_report(self._safety, self._loop))
         return diagnostics
+
+    def _stream_report(self) -> Report:
+        if self._loop is None:
+            self._listeners.forget()
+        else:
+            self._listeners.look(self._output.topic, self._output.listeners)
+        return status.stream_report(self._loop, self._notices)
 
 
 def main(args: list[str] | None = None) -> int:

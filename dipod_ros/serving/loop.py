@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dipod_ros.policy.decision import Decision
+from dipod_ros.policy.limits import TOLERANCE_RAD
 from dipod_ros.serving.agent import Agent, Sampled
 from dipod_ros.serving.decisions import DecisionLog, Outcome
 from dipod_ros.serving.latency import LatencyWindow
@@ -45,6 +46,8 @@ class LoopConfig:
     joint_topic: str = 'joint_states'
     # Applies to the joint positions where the policy does not set it.
     joint_max_age_s: float = 0.2
+    # A sample whose stamp is further than this from the robot's clock is refused; 0 accepts all.
+    stamp_tolerance_s: float = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +150,9 @@ class Loop:
         return 0 if sample is None else sample.stamp_ns
 
     def _resync_if_apart(self, position: np.ndarray) -> None:
+        plan = self.timeline.plan
+        if np.any(np.abs(plan.point(self.tick) - plan.point(self.tick - 1)) > TOLERANCE_RAD):
+            return  # it still moves: a command that jumps would break the limits
         apart = float(np.max(np.abs(position - self.timeline.command(self.tick))))
         if apart > self.config.resync_rad:
             self.safety.count(RESYNC)

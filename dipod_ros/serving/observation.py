@@ -60,9 +60,11 @@ class ObservationBuffer:
         self._samples: dict[tuple[str, str], Sample] = {}
         self._rejections: dict[tuple[str, str], str] = {}
         self.rejected = 0
+        # Judges (source, topic, stamp, receipt): why a sample is refused, '' when it is not.
+        self.judge: Callable[[str, str, int, float], str] = lambda *_: ''
 
     def put(self, source: str, topic: str, values: np.ndarray, stamp_ns: int) -> bool:
-        """Keep a sample; return False when it is refused because a number is not finite.
+        """Keep a sample; return False when it is refused: not finite, or stamped at another time.
 
         A stamp that repeats does not renew the age: a driver that died behind a relay keeps
         sending its last message. (Stamp 0 means that the sender has no clock.)
@@ -72,6 +74,10 @@ class ObservationBuffer:
             return False
         key = (source, topic)
         received = self._clock()
+        reason = self.judge(source, topic, stamp_ns, received)
+        if reason:
+            self.reject(source, topic, reason)
+            return False
         before = self._samples.get(key)
         if before is not None and stamp_ns and stamp_ns == before.stamp_ns:
             received = before.received_s
@@ -83,6 +89,10 @@ class ObservationBuffer:
         """Note that a sample could not be used, and why; the last good one grows old."""
         self._rejections[source, topic] = reason
         self.rejected += 1
+
+    def note(self, source: str, topic: str, reason: str) -> None:
+        """Note why nothing is heard of a stream, where nothing better is known."""
+        self._rejections.setdefault((source, topic), reason)
 
     def rejection(self, source: str, topic: str) -> str:
         """Return ' (why)' when the newest sample could not be used, else ''."""

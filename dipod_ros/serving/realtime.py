@@ -17,6 +17,7 @@ from dipod_ros.serving.decisions import Outcome
 from dipod_ros.serving.loop import Command, Decided, Loop
 from dipod_ros.serving.observation import SAME_STAMP_NS, Sample, StreamProblem
 from dipod_ros.serving.safety import ESTOP, STALE, UNDERRUN, WATCHDOG, Watchdog
+from dipod_ros.serving.stamp_guard import StampGuard
 from dipod_ros.serving.tick_grid import TickGrid
 
 # Which latency the next decision allows for: nearly the worst of the last few hundred.
@@ -36,6 +37,7 @@ FRESH = 0.1
 # Publishers need a moment to be found: a stream that is missing is no news before that.
 GRACE_S = 2.0
 STOPPING = 'stopping'
+CLOCK_SET = 'clock set'
 
 
 class RealTimeLoop(Loop):
@@ -48,6 +50,10 @@ class RealTimeLoop(Loop):
         interface = self.config.interface
         self._trajectory = interface == 'trajectory'
         self.grid = TickGrid(self.safety.dt, LEAD[interface], self._trajectory, self.clock)
+        guard = StampGuard(
+            self.config.stamp_tolerance_s, self.config.joint_topic, self.grid.robot_ns
+        )
+        self.buffer.judge = guard.judge
         self._lag, self._free = LAG[interface], FREE[interface]
         self._lags: deque[int] = deque(maxlen=LAG_WINDOW)  # what was reached in the last periods
         self._due_tick: int | None = None  # the first tick at which the next decision was due
@@ -138,6 +144,8 @@ class RealTimeLoop(Loop):
             return False
         if self.safety.estop.latched or self._problems():
             return False
+        if self._held == CLOCK_SET and not self.at_rest:
+            return False  # a simulation that began again has put the arm somewhere else
         if self.timeline.index(self.tick) is not None and not self._anew:
             replan = min(self.config.replan_steps or self._horizon, self.timeline.covered)
             # Early enough that the new chunk is there when `replan` steps of this one are behind.
@@ -206,10 +214,12 @@ class RealTimeLoop(Loop):
 
     def _follow_grid(self, joints: Sample, at_least: int) -> None:
         if self.grid.was_set():
-            self.notices.event("the robot's clock was set: starting again from where the arm is")
+            self.notices.event("the robot's clock was set: braking, then starting again")
             self._end_decision(self._newest_stamp_ns(), interrupted=True)
-            self._begin_anew()
-            self._ramp_due = True
+            if self.timeline.plan is not None:
+                self.timeline.brake(self.tick)
+            self._generation += 1
+            self._held, self._ramp_due = CLOCK_SET, True
             self.grid.begin(joints, self.tick)
         reached = self.tick - self._observed_tick(joints)
         tick = max(self.grid.follow(self.tick), at_least)

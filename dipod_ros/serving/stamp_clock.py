@@ -29,6 +29,7 @@ class StampClock:
         self._pairs: deque[tuple[int, float]] = deque(maxlen=WINDOW)
         self._rate = 1.0  # sender's seconds per steady second
         self._best: tuple[int, float] | None = None
+        self._newest: tuple[int, float] | None = None
         self._first_s: float | None = None
         self._last_s = 0.0
         self._messages = 0
@@ -65,13 +66,22 @@ class StampClock:
         if self._pairs and abs(stamp_ns - self._ahead_ns(self._pairs[-1], received_s)) > JUMP_NS:
             self._pairs.clear()
             self.jumps += 1
-        self._pairs.append((stamp_ns, received_s))
+        self._newest = (stamp_ns, received_s)
+        self._pairs.append(self._newest)
         self._rate = self._measure_rate()
         self._best = max(self._pairs, key=lambda p: self._ahead_ns(p, received_s))
 
     def stamp_ns(self, steady_s: float) -> int | None:
         """Return the sender's time at a steady time, None when it has no clock."""
         return None if self._best is None else round(self._ahead_ns(self._best, steady_s))
+
+    def about_ns(self, steady_s: float) -> int | None:
+        """Return the sender's time to within a delay, by its newest message, None without a clock.
+
+        Unlike `stamp_ns` it follows a simulation that gets slower at once.
+        """
+        newest = self._newest  # another thread may ask while `observe` runs
+        return None if newest is None else round(self._ahead_ns(newest, steady_s))
 
     def _ahead_ns(self, pair: tuple[int, float], steady_s: float) -> float:
         return pair[0] + (steady_s - pair[1]) * self._rate * NS_PER_S

@@ -46,20 +46,25 @@ class TickGrid:
         return self._stamps.rate if self.on_robot_time else 1.0
 
     def read_clocks(self, samples: Iterable[Sample | None]) -> None:
-        """Learn the robot's time from whichever of its messages came through fastest."""
-        present = [s for s in samples if s is not None]
-        times = [(s.stamp_ns, s.received_s) for s in present if s.stamp_ns]
-        if times and self.ros_time_ns is not None:
+        """Learn the robot's time from whichever of its messages came through fastest.
+
+        The first sample is that of the joints; others count when they are of the same clock.
+        """
+        joints, *others = samples
+        if joints is None:
+            return
+        if not joints.stamp_ns:
+            self._stamps.observe(0, joints.received_s)
+            return
+        own = (joints.stamp_ns, joints.received_s)
+        times = [(s.stamp_ns, s.received_s) for s in others if s is not None and s.stamp_ns]
+        if self.ros_time_ns is not None:
             # Messages that are all late look like a clock that is behind. Where ROS time is the
             # robot's time (one machine, or synchronised ones) it knows better; elsewhere it is far
             # off and says nothing.
-            ros = (self.ros_time_ns(), self._clock())
-            if abs(_ahead_ns(ros) - max(map(_ahead_ns, times))) < JUMP_NS:
-                times.append(ros)
-        if times:
-            self._stamps.observe(*max(times, key=_ahead_ns))
-        elif present:
-            self._stamps.observe(0, present[0].received_s)
+            times.append((self.ros_time_ns(), self._clock()))
+        times = [t for t in times if abs(_ahead_ns(t) - _ahead_ns(own)) < JUMP_NS]
+        self._stamps.observe(*max([own, *times], key=_ahead_ns))
 
     def begin(self, sample: Sample, tick: int) -> bool:
         """Anchor `tick` at a sample; False while too little was heard to know the robot's clock."""
@@ -74,6 +79,10 @@ class TickGrid:
         news = self.on_robot_time and self._stamps.jumps != self._jumps
         self._jumps = self._stamps.jumps
         return news
+
+    def robot_ns(self, steady_s: float) -> int | None:
+        """Return about the robot's time at a steady time, None while its clock is not known."""
+        return self._stamps.about_ns(steady_s) if self._stamps.settled else None
 
     def tick_ns(self, tick: int) -> int:
         """Return the time of a tick, on the clock that `now_ns` tells."""

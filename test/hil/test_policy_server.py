@@ -26,6 +26,9 @@ from harness import DT_NS, TIMEOUT_S, Robot, Server, make_context  # noqa: E402
 from lifecycle_msgs.msg import Transition  # noqa: E402
 from lifecycle_msgs.srv import ChangeState, GetState  # noqa: E402
 from std_msgs.msg import Bool  # noqa: E402
+from trajectory_msgs.msg import JointTrajectory  # noqa: E402
+
+from dipod_ros.ros import messages  # noqa: E402
 
 pytestmark = [pytest.mark.ros, pytest.mark.timeout(300)]
 CHUNK_NS = HORIZON * DT_NS
@@ -428,6 +431,63 @@ def test_in_real_time_a_stale_stream_holds_the_arm_and_it_recovers(start):
     speed = np.diff(path, axis=0) / PERIOD_S
     assert np.all(np.abs(speed) <= LIMITS.velocity + 1e-9)
     assert np.all(np.abs(np.diff(speed, axis=0)) <= LIMITS.acceleration * PERIOD_S + 1e-9)
+
+
+def streams_say(robot, text):
+    return text in str(robot.diagnostics.get('streams'))
+
+
+def test_in_real_time_faults_of_the_robot_are_named_hold_the_arm_and_pass(start):
+    """A joint that is missing, then stamps of another time."""
+    robot, server = start(interface='position')
+    world = RealTimeRobot(robot)
+    assert world.live(TIMEOUT_S, until=lambda: len(robot.commands) > 20)
+    say_joints, say_goal = robot.say_joints, robot.say_goal
+    partly = messages.JointStateWriter(JOINTS[:2])
+
+    def lose_a_joint(stamp, position):
+        robot._joint_states.publish(partly.message(stamp, position[:2], np.zeros(2)))
+
+    def late_by(seconds):
+        return lambda stamp: say_goal(stamp - round(seconds * 1e9))
+
+    for name, faulty, right, text in (
+        ('say_joints', lose_a_joint, say_joints, f"joints ['{JOINTS[2]}'] are not among"),
+        ('say_goal', late_by(5.0), say_goal, "stamps are behind the robot's clock"),
+        ('say_goal', late_by(-5.0), say_goal, "stamps are ahead of the robot's clock"),
+    ):
+        setattr(robot, name, faulty)
+        assert world.live(TIMEOUT_S, until=lambda t=text: streams_say(robot, t)), text
+        assert world.live(
+            TIMEOUT_S, until=lambda: len({tuple(c[0]) for c in robot.commands[-5:]}) == 1
+        )
+        held = robot.commands[-1][0]
+        setattr(robot, name, right)
+        assert world.live(TIMEOUT_S, until=lambda h=held: np.any(robot.commands[-1][0] != h))
+        assert 1 <= server.log.count(text) <= 2  # once per stream of that topic
+    path = np.array([c[0] for c in robot.commands])
+    speed = np.diff(path, axis=0) / PERIOD_S
+    assert np.all(np.abs(speed) <= LIMITS.velocity + 1e-9)
+    assert np.all(np.abs(np.diff(speed, axis=0)) <= LIMITS.acceleration * PERIOD_S + 1e-9)
+
+
+def test_a_robot_whose_joints_have_other_names_is_told_which(start):
+    robot, _ = start(robot_joints=('j1', 'j2', 'j3'))
+    world = RealTimeRobot(robot)
+    assert world.live(
+        TIMEOUT_S, until=lambda: streams_say(robot, "other joints: ['j1', 'j2', 'j3']")
+    )
+    assert robot.trajectories == []
+
+
+def test_a_controller_that_is_not_there_is_noticed_once_and_so_is_its_arrival(start):
+    robot, server = start(active=False, controller='elsewhere', lockstep=True)
+    robot.wait_status(state='active')
+    robot.wait(lambda: streams_say(robot, 'nobody listens on /elsewhere/joint_trajectory'))
+    robot.create_subscription(JointTrajectory, 'elsewhere/joint_trajectory', lambda msg: None, 10)
+    robot.wait(lambda: not streams_say(robot, 'nobody listens'))
+    assert server.log.count('nobody listens') == 1
+    assert server.log.count('somebody listens') == 1
 
 
 def test_in_real_time_trajectories_join_on_one_grid_of_the_robots_clock(start):

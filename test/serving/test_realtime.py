@@ -276,18 +276,106 @@ def test_trajectories_continue_each_other_at_their_seams(make_world):
         np.testing.assert_allclose(new.velocity(new.start, DT), old.velocity(new.start, DT))
 
 
-def test_a_robot_whose_clock_is_set_is_not_sent_into_the_past(make_world):
+@pytest.mark.parametrize('skew_s', [-3.0, 3.0])
+def test_a_robot_whose_clock_is_set_is_not_sent_into_the_past(make_world, skew_s):
     world = make_world('trajectory')
     world.run(5)
     tick, count = world.loop.tick, len(world.plans)
-    world.skew_s = -3.0
-    world.run(5)
+    world.skew_s = skew_s
+    world.run(15)
     assert any('clock was set' in text for _, text in world.bench.told)
     assert len(world.plans) > count
-    assert tick < world.loop.tick <= tick + 6
-    due = world.loop.grid.tick_ns(world.loop.tick) - round((world.clock.now - 3.0) * 1e9)
+    assert tick < world.loop.tick <= tick + 16
+    due = world.loop.grid.tick_ns(world.loop.tick) - round((world.clock.now + skew_s) * 1e9)
     assert abs(due) < 2 * DT * 1e9
-    np.testing.assert_array_equal(world.plans[-1].trail[0], START)
+    assert world.plans[-1].chunk_start is not None  # it goes on
+
+
+def test_a_clock_that_is_set_in_full_motion_makes_no_command_jump(world):
+    world.run(8)
+    world.position = world.setpoints[-1] - 0.02  # as an arm that lags
+    world.skew_s = -3.0
+    world.run(8)
+    assert any('clock was set' in text for _, text in world.bench.told)
+    stood = np.diff(np.array(world.setpoints), axis=0)
+    assert np.any(np.all(stood == 0.0, axis=1))
+    world.position = world.setpoints[-1]
+    world.run(8)
+    assert_smooth(world.setpoints, world.bench.limits)
+    assert np.all(world.setpoints[-1] > world.setpoints[-3])
+
+
+@pytest.mark.parametrize('skew_s', [-7.0, 7.0])
+def test_one_odd_stamp_changes_nothing(world, skew_s):
+    world.run(8)
+    told = len(world.bench.told)
+    world.skew_s = skew_s
+    world.run(1)
+    world.skew_s = 0.0
+    world.run(20)
+    assert world.bench.buffer.rejected == 3  # goal, velocity and position
+    assert len(world.bench.told) == told
+    assert world.counts(safety.STALE) == world.counts(safety.RESYNC) == 0
+    assert_smooth(world.setpoints, world.bench.limits)
+
+
+@pytest.mark.parametrize(('off_s', 'side'), [(5.0, 'ahead of'), (-5.0, 'behind')])
+def test_a_stream_of_another_time_is_named_stops_the_arm_and_moves_no_clock(
+    make_bench, off_s, side
+):
+    """The goal is stamped elsewhere from the beginning, then its sender is put right."""
+    world = World(make_bench(RealTimeLoop, interface='position'))
+    right = world.sense
+
+    def wrong():
+        now_ns = round(world.clock.now * 1e9)
+        world.bench.sense(now_ns, world.position, goal=None)
+        world.bench.buffer.put('point', 'goal', np.zeros(3), now_ns + round(off_s * 1e9))
+
+    world.sense = wrong
+    world.run(40)
+    grid = world.loop.grid
+    assert abs(grid.now_ns() - world.clock.now * 1e9) < DT * 1e9
+    (text,) = world.bench.notices.active
+    assert 'goal' in text and f"{side} the robot's clock" in text
+    if world.setpoints:
+        np.testing.assert_array_equal(world.setpoints[-1], world.setpoints[-2])
+    world.sense = right
+    world.run(10)
+    assert world.bench.notices.active == []
+    assert np.any(world.setpoints[-1] != world.setpoints[-2])
+
+
+def test_a_simulation_that_gets_slower_is_no_clock_that_was_set(make_bench):
+    """Stamps fall behind real time bit by bit, by seconds in the end."""
+    world = settled(World(make_bench(RealTimeLoop, interface='position')))
+    for k in range(200):
+        world.skew_s = -0.6 * DT * max(0, k - 10)
+        world.run(1)
+    assert world.bench.buffer.rejected == 0
+    assert not any('clock was set' in text for _, text in world.bench.told)
+
+
+def test_stamps_are_left_alone_where_that_is_asked_for(make_bench):
+    world = settled(World(make_bench(RealTimeLoop, interface='position', stamp_tolerance_s=0.0)))
+    world.bench.buffer.put('point', 'goal', np.zeros(3), 1)
+    assert world.bench.buffer.rejected == 0
+
+
+def test_joints_without_a_stamp_beside_a_stream_with_one(make_bench):
+    """Whose clock would it be? Ticks are on the steady one."""
+    world = World(make_bench(RealTimeLoop, interface='position'))
+
+    def sense():
+        world.bench.sense(0, world.position, goal=None)
+        world.bench.buffer.put('point', 'goal', np.zeros(3), round(world.clock.now * 1e9))
+
+    world.sense = sense
+    settled(world).run(12)
+    assert not world.loop.grid.on_robot_time
+    assert world.bench.notices.active == []
+    assert_smooth(world.setpoints, world.bench.limits)
+    assert np.all(world.setpoints[-1] > world.setpoints[-2])
 
 
 @pytest.mark.parametrize('interface', ['position', 'trajectory'])
