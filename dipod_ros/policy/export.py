@@ -8,6 +8,7 @@ graph by name. The same operation refits an engine on a GPU.
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import warnings
@@ -20,22 +21,29 @@ from dipod_ros.policy.flow import FlowPolicy
 from dipod_ros.policy.networks import time_features
 
 OPSET = 21
+DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 
 
 class _UnrolledSampler(nn.Module):
     """Owns the policy's modules under their own names, so that initializers keep them."""
 
-    def __init__(self, policy: FlowPolicy) -> None:
+    def __init__(self, policy: FlowPolicy, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.net, self.normalizer = policy.net, policy.normalizer
+        self.net, self.normalizer, self.dtype = policy.net, policy.normalizer, dtype
+        if dtype != torch.float32:
+            self.net = copy.deepcopy(policy.net).to(dtype)
         self.sampler = policy.spec.sampler
         self.shape = (policy.spec.horizon, len(policy.spec.joints))
         times = samplers.evaluation_times(self.sampler)
         # Not persistent: constants of the graph, never part of a checkpoint.
-        self.register_buffer('time_table', time_features(torch.tensor(times)), persistent=False)
+        table = time_features(torch.tensor(times)).to(dtype)
+        self.register_buffer('time_table', table, persistent=False)
 
     def forward(self, observation: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        o = self.normalizer.observation(observation)
+        def low(x: torch.Tensor) -> torch.Tensor:
+            return x if self.dtype == torch.float32 else x.to(self.dtype)
+
+        o = low(self.normalizer.observation(observation))
         # One row per evaluation: time features, or for networks that have them whole conditions.
         conditioned = hasattr(self.net, 'condition')
         rows = self.net.condition(self.time_table, o) if conditioned else self.time_table
@@ -45,18 +53,22 @@ class _UnrolledSampler(nn.Module):
             nonlocal evaluation
             row = rows[evaluation : evaluation + 1]
             evaluation += 1
-            return self.net.step(x, row) if conditioned else self.net(x, row, o)
+            v = self.net.step(low(x), row) if conditioned else self.net(low(x), row, o)
+            # The steps of the sampler add up in float32, whatever the network computes in.
+            return v if self.dtype == torch.float32 else v.float()
 
         x = samplers.sample(field, noise, self.sampler)
         return self.normalizer.action_inverse(x).reshape(1, *self.shape)
 
 
-def export_onnx(policy: FlowPolicy) -> bytes:
+def export_onnx(policy: FlowPolicy, precision: str = 'fp32') -> bytes:
     """Return an ONNX model: `observation` [1, O] raw, `noise` [1, N] -> `chunk` [1, H, A] raw.
 
-    float32, batch 1, opset 21. Raises RuntimeError when the exporter fails.
+    Inputs and output float32, batch 1, opset 21. With `precision` fp16 or bf16 the network and its
+    weights are of that type, as a strongly typed TensorRT network needs it; the normaliser and the
+    integration stay float32. Raises RuntimeError when the exporter fails.
     """
-    wrapper = _UnrolledSampler(policy).eval()
+    wrapper = _UnrolledSampler(policy, DTYPES[precision]).eval()
     example = (torch.zeros(1, policy.spec.observation_size), torch.zeros(1, policy.spec.noise_size))
     buffer = io.BytesIO()
     # The exporter reports its own progress and deprecations; a node's log is no place for them.

@@ -19,7 +19,7 @@ from dipod_ros.cli.bench_measure import ratio_of_medians, spread, time_calls
 from dipod_ros.cli.bench_report import table
 
 DOCS = Path(__file__).resolve().parents[2] / 'docs/benchmarks.md'
-TIMEOUT_S = 240.0  # far above anything but a machine that is swamped
+TIMEOUT_S = 400.0  # far above anything but a machine that is swamped
 MARK = 'DIPOD_BENCH_TEST'
 
 
@@ -90,7 +90,7 @@ def measure(tmp_path, name):
     return results
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(500)
 def test_engine(tmp_path):
     results = measure(tmp_path, 'engine')
     engine = results['engine']

@@ -11,7 +11,8 @@ from checkpoints import make_policy, make_spec, save_checkpoint, save_fragile_ch
 
 from dipod_ros.policy.checkpoint import load
 from dipod_ros.policy.spec import SamplerSpec
-from dipod_ros.serving.engines import graph_cache, select
+from dipod_ros.serving.engines import graph_cache
+from dipod_ros.serving.engines.backends import BACKENDS
 from dipod_ros.serving.engines.base import EngineError, check_golden
 from dipod_ros.serving.engines.select import EngineFactory
 
@@ -107,14 +108,16 @@ def test_auto_prefers_onnx_and_says_why():
 
 
 def test_auto_falls_back_to_torch_and_says_what_is_missing(monkeypatch):
-    monkeypatch.setitem(select._NEEDS, 'onnx', ('no_such_runtime',))
+    lacking = replace(BACKENDS['onnx'], needs=('no_such_runtime',))
+    monkeypatch.setitem(BACKENDS, 'onnx', lacking)
     factory = EngineFactory('auto')
     assert factory.name == 'torch'
     assert 'no_such_runtime' in factory.reason and 'pip install' in factory.reason
 
 
 def test_an_engine_that_is_not_there_says_how_to_get_it(monkeypatch):
-    monkeypatch.setitem(select._NEEDS, 'tensorrt', ('no_such_tensorrt',))
+    lacking = replace(BACKENDS['tensorrt'], needs=('no_such_tensorrt',))
+    monkeypatch.setitem(BACKENDS, 'tensorrt', lacking)
     with pytest.raises(EngineError, match='NVIDIA GPU'):
         EngineFactory('tensorrt')
     with pytest.raises(EngineError, match='one of'):
@@ -204,6 +207,7 @@ class TestGraphsKeptOnDisk:
         self.kept().write_bytes(bad)
         self.assert_right(EngineFactory('onnx').build(self.second), 1)
         assert self.kept().read_bytes() != bad
+        assert self.kept().with_suffix('.onnx.bad').read_bytes() == bad
 
     def test_a_cache_that_cannot_be_written_is_no_obstacle(self, tmp_path):
         (tmp_path / 'cache').write_text('a file where a folder should be')

@@ -70,10 +70,11 @@ def write(key: str, graph: bytes) -> None:
             raise
 
 
-def discard(key: str) -> None:
-    """Forget the graph kept under `key`."""
+def set_aside(key: str) -> None:
+    """Rename a graph that does not work: it is not loaded again and can still be looked at."""
+    path = cache_dir() / f'{key}.onnx'
     with contextlib.suppress(OSError):
-        (cache_dir() / f'{key}.onnx').unlink()
+        os.replace(path, path.with_suffix('.onnx.bad'))
 
 
 def _version(package: str) -> str:

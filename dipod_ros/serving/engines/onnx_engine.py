@@ -7,6 +7,7 @@ checkpoint only has its weights put into the graph by name, which takes millisec
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,10 +17,16 @@ from onnx import numpy_helper
 
 from dipod_ros.policy.checkpoint import Checkpoint
 from dipod_ros.serving.engines import graph_cache
-from dipod_ros.serving.engines.base import EngineError, EngineInfo, check_golden
+from dipod_ros.serving.engines.base import (
+    EngineBase,
+    EngineError,
+    EngineInfo,
+    EngineOptions,
+    check_golden,
+)
 
 
-class OnnxEngine:
+class OnnxEngine(EngineBase):
     """One ONNX Runtime session with buffers of its own; call `run` from one thread at a time."""
 
     def __init__(
@@ -34,7 +41,8 @@ class OnnxEngine:
         Raises EngineError when a weight is not an initializer of the graph or has another shape,
         and when the graph cannot be loaded.
         """
-        _put_weights(model, weights)
+        start = time.perf_counter()
+        put_weights(model, weights)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -43,9 +51,8 @@ class OnnxEngine:
         options.add_session_config_entry('session.intra_op.allow_spinning', '0')
         options.log_severity_level = 3
         try:
-            self._session = ort.InferenceSession(
-                model.SerializeToString(), options, providers=['CPUExecutionProvider']
-            )
+            graph = model.SerializeToString()
+            self._session = ort.InferenceSession(graph, options, providers=['CPUExecutionProvider'])
         except Exception as error:  # ORT raises its own classes, which share no base
             reason = str(error).split('\n')[0]
             raise EngineError(f'ONNX Runtime cannot load the policy graph: {reason}') from error
@@ -57,6 +64,16 @@ class OnnxEngine:
         self._names = frozenset(weights)
         self._threads = threads
         self._refitted = refitted
+        self._graph_bytes = len(graph)
+        self.build_s = time.perf_counter() - start
+
+    @classmethod
+    def build(cls, checkpoint: Checkpoint, options: EngineOptions) -> OnnxEngine:
+        """Return an engine on the graph kept from an earlier export, or export it now."""
+        start = time.perf_counter()
+        engine = cls.from_checkpoint(checkpoint, options.threads)
+        engine.build_s = time.perf_counter() - start
+        return engine
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, threads: int) -> OnnxEngine:
@@ -75,7 +92,7 @@ class OnnxEngine:
             except Exception:
                 # Damaged, or not what this release exports: the checkpoint is not to blame before
                 # a graph of its own says so.
-                graph_cache.discard(key)
+                graph_cache.set_aside(key)
         from dipod_ros.policy.export import export_onnx
         from dipod_ros.policy.flow import FlowPolicy
 
@@ -83,7 +100,7 @@ class OnnxEngine:
         engine = cls(model, checkpoint.weights, threads)
         blank = onnx.ModelProto()
         blank.CopyFrom(model)
-        _put_weights(blank, {k: np.zeros_like(v) for k, v in checkpoint.weights.items()})
+        put_weights(blank, {k: np.zeros_like(v) for k, v in checkpoint.weights.items()})
         graph_cache.write(key, blank.SerializeToString())
         return engine
 
@@ -107,10 +124,22 @@ class OnnxEngine:
 
     def info(self) -> EngineInfo:
         """Return what runs the policy."""
-        return EngineInfo('onnx', ort.__version__, self._threads, self._refitted)
+        return EngineInfo(
+            'onnx',
+            ort.__version__,
+            self._threads,
+            self._refitted,
+            build_s=self.build_s,
+            warm_up_s=self.warm_up_s,
+            memory_bytes=self._graph_bytes,
+        )
 
 
-def _put_weights(model: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> None:
+def put_weights(model: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> None:
+    """Put weights into the graph's initializers by name.
+
+    Raises EngineError when one is not in the graph, or has another shape or type there.
+    """
     slots = {i.name: i for i in model.graph.initializer}
     unknown = sorted(weights.keys() - slots.keys())
     if unknown:

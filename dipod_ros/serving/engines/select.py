@@ -3,78 +3,119 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
-
+from dipod_ros.errors import UserError
 from dipod_ros.policy.checkpoint import Checkpoint
-from dipod_ros.serving.engines.base import EngineError, PolicyEngine
+from dipod_ros.serving.engines import verified
+from dipod_ros.serving.engines.backends import BACKENDS, NAMES
+from dipod_ros.serving.engines.base import EngineError, EngineOptions, PolicyEngine, check_golden
+from dipod_ros.serving.engines.cuda_driver import find_gpu
 from dipod_ros.serving.engines.graph_cache import graph_key
 
-CHOICES = ('auto', 'onnx', 'torch', 'tensorrt')
-
-_NEEDS = {'onnx': ('onnxruntime', 'onnx'), 'torch': ('torch',), 'tensorrt': ('tensorrt',)}
-_HOW_TO_GET = {
-    'onnx': 'pip install onnxruntime onnx',
-    'torch': 'pip install torch',
-    'tensorrt': (
-        'it is part of JetPack on a Jetson (python3-libnvinfer); elsewhere it needs an NVIDIA GPU '
-        'with its driver and `pip install tensorrt`; or use engine: auto'
-    ),
-}
-
-
-def missing_packages(engine: str) -> list[str]:
-    """Return the Python packages that an engine lacks on this machine."""
-    return [name for name in _NEEDS[engine] if importlib.util.find_spec(name) is None]
+CHOICES = ('auto', *NAMES)
 
 
 class EngineFactory:
-    """Builds engines of one kind; knows why it is that kind."""
+    """Builds engines of one kind; knows why it is that kind.
 
-    def __init__(self, choice: str = 'auto', threads: int = 1) -> None:
+    `auto` takes the fastest GPU backend that `dipod gpu-check` saw working on this GPU, else ONNX
+    Runtime, else PyTorch; one that cannot build a checkpoint makes way for the next.
+    """
+
+    def __init__(self, choice: str = 'auto', threads: int = 1, precision: str = 'fp32') -> None:
         """Pick the engine now; raises EngineError when the one asked for cannot work here."""
         if choice not in CHOICES:
             raise EngineError(f'engine {choice!r} is not one of {list(CHOICES)}')
-        if choice == 'auto':
-            missing = missing_packages('onnx')
-            self.name = 'torch' if missing else 'onnx'
-            self.reason = (
-                f'auto: {", ".join(missing)} not installed ({_HOW_TO_GET["onnx"]})'
-                if missing
-                else 'auto: fastest on a CPU'
-            )
-        else:
-            self.name, self.reason = choice, 'asked for'
-        missing = missing_packages(self.name)
-        if missing:
-            raise EngineError(
-                f'engine {self.name}: {", ".join(missing)} not installed; {_HOW_TO_GET[self.name]}'
-            )
+        self.options = EngineOptions(threads, precision)
         self.threads = threads
-        self._from_checkpoint = _constructor(self.name)
+        self._candidates = _automatic(precision) if choice == 'auto' else [(choice, 'asked for')]
+        self.name, self.reason = self._candidates[0]
+        _require(self.name, precision)
+        self._class = BACKENDS[self.name].load()
         # The last engine of each graph, to refit; usually there is one graph per robot.
         self._by_graph: dict[str, PolicyEngine] = {}
 
     def build(self, checkpoint: Checkpoint) -> PolicyEngine:
-        """Return an engine for a checkpoint; raises EngineError or CheckpointError."""
+        """Return an engine for a checkpoint; raises EngineError or CheckpointError.
+
+        Whatever a backend raises, running out of memory included, comes as an EngineError. Nothing
+        that was built before is touched.
+        """
+        while True:
+            try:
+                return self._build(checkpoint)
+            except UserError as error:
+                if not self._give_way(str(error)):
+                    raise
+            except Exception as error:
+                reason = f'{type(error).__name__}: {(str(error).splitlines() or [""])[0]}'
+                if not self._give_way(reason):
+                    raise EngineError(f'engine {self.name} cannot be built: {reason}') from error
+
+    def _build(self, checkpoint: Checkpoint) -> PolicyEngine:
         key = graph_key(checkpoint.spec)
         known = self._by_graph.get(key)
-        engine = (
-            self._from_checkpoint(checkpoint, self.threads)
-            if known is None
-            else known.refit(checkpoint.weights)
-        )
+        if known is None:
+            engine = self._class.build(checkpoint, self.options)
+        else:
+            engine = _refitted(known, checkpoint)
+            engine = engine or self._class.build(checkpoint, self.options)
         self._by_graph[key] = engine
         return engine
 
+    def _give_way(self, reason: str) -> bool:
+        """Go on with the next candidate of `auto`, before anything was built; say whether."""
+        if len(self._candidates) < 2 or self._by_graph:
+            return False
+        failed, _ = self._candidates.pop(0)
+        self.name, why = self._candidates[0]
+        self.reason = f'{why}; {failed} failed: {reason}'
+        self._class = BACKENDS[self.name].load()
+        return True
 
-def _constructor(name: str) -> Callable[[Checkpoint, int], PolicyEngine]:
-    if name == 'onnx':
-        from dipod_ros.serving.engines.onnx_engine import OnnxEngine
 
-        return OnnxEngine.from_checkpoint
-    if name == 'torch':
-        from dipod_ros.serving.engines.torch_engine import TorchEngine
+def _refitted(known: PolicyEngine, checkpoint: Checkpoint) -> PolicyEngine | None:
+    """Return a refitted engine; None when a new build may do better.
 
-        return TorchEngine.from_checkpoint
-    raise EngineError(f'engine {name}: this release has no {name} engine yet; use engine: auto')
+    A GPU runtime may lose weights in a refit (TensorRT 11.3 documents biases of products that are
+    taken as zero), so there the golden values decide, and a rebuild follows while the old one acts.
+    """
+    if not getattr(known, 'rebuild_after_failed_refit', False):
+        return known.refit(checkpoint.weights)
+    try:
+        engine = known.refit(checkpoint.weights)
+        check_golden(engine, checkpoint.manifest.golden)
+        return engine
+    except EngineError:
+        return None
+
+
+def _require(name: str, precision: str) -> None:
+    backend = BACKENDS[name]
+    missing = backend.missing()
+    if missing:
+        raise EngineError(
+            f'engine {name}: {", ".join(missing)}; {backend.advice()}; or use engine: auto'
+        )
+    if precision not in backend.precisions:
+        raise EngineError(
+            f'engine {name} runs {" or ".join(backend.precisions)} here, not {precision}'
+        )
+
+
+def _automatic(precision: str) -> list[tuple[str, str]]:
+    """Return the backends that `auto` tries, best first, each with the reason."""
+    found, note = [], ''
+    gpu = find_gpu()
+    if gpu is not None:
+        checked = verified.read(gpu)
+        for name in sorted(checked, key=checked.get):
+            backend = BACKENDS.get(name)
+            if backend and precision in backend.precisions and not backend.missing():
+                found.append((name, f'auto: passed dipod gpu-check on {gpu.name}'))
+        if not found:
+            note = f'; {gpu.name} is here, and dipod gpu-check would say whether to use it'
+    missing = BACKENDS['onnx'].missing()
+    if not missing:
+        found.append(('onnx', f'auto: fastest on a CPU{note}'))
+    why = f'auto: {", ".join(missing)} ({BACKENDS["onnx"].advice()})' if missing else 'auto: last'
+    return [*found, ('torch', why + (note if missing else ''))]

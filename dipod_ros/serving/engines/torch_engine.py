@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,23 +11,32 @@ import torch
 
 from dipod_ros.policy.checkpoint import Checkpoint
 from dipod_ros.policy.flow import FlowPolicy
-from dipod_ros.serving.engines.base import EngineInfo
+from dipod_ros.serving.engines.base import EngineBase, EngineInfo, EngineOptions
 
 
-class TorchEngine:
+class TorchEngine(EngineBase):
     """Runs FlowPolicy eagerly."""
 
-    def __init__(self, policy: FlowPolicy, threads: int, refitted: bool = False) -> None:
+    def __init__(
+        self, policy: FlowPolicy, threads: int, refitted: bool = False, build_s: float = 0.0
+    ) -> None:
         """Take a policy that nobody trains; `threads` is per process in PyTorch."""
         torch.set_num_threads(threads)
         self._policy = policy.requires_grad_(False).eval()
         self._threads = threads
-        self._refitted = refitted
+        self._refitted, self._build_s = refitted, build_s
+
+    @classmethod
+    def build(cls, checkpoint: Checkpoint, options: EngineOptions) -> TorchEngine:
+        """Build the network and load the weights; raises CheckpointError when they do not fit."""
+        return cls.from_checkpoint(checkpoint, options.threads)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, threads: int) -> TorchEngine:
         """Build the network and load the weights; raises CheckpointError when they do not fit."""
-        return cls(FlowPolicy.from_checkpoint(checkpoint), threads)
+        start = time.perf_counter()
+        policy = FlowPolicy.from_checkpoint(checkpoint)
+        return cls(policy, threads, build_s=time.perf_counter() - start)
 
     def run(self, observation: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """Return the chunk float32 [H, A]."""
@@ -34,10 +44,19 @@ class TorchEngine:
 
     def refit(self, weights: Mapping[str, np.ndarray]) -> TorchEngine:
         """Return an engine of the same network with other weights."""
+        start = time.perf_counter()
         policy = self._policy.clone()
         policy.load_weights(weights)
-        return TorchEngine(policy, self._threads, refitted=True)
+        return TorchEngine(policy, self._threads, True, time.perf_counter() - start)
 
     def info(self) -> EngineInfo:
         """Return what runs the policy."""
-        return EngineInfo('torch', torch.__version__, self._threads, self._refitted)
+        return EngineInfo(
+            'torch',
+            torch.__version__,
+            self._threads,
+            self._refitted,
+            build_s=self._build_s,
+            warm_up_s=self.warm_up_s,
+            memory_bytes=sum(v.nbytes for v in self._policy.state_dict().values()),
+        )
