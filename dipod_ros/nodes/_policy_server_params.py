@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dipod_ros.ros.params import group, param
+from dipod_ros.serving.engines.base import PRECISIONS
 from dipod_ros.serving.engines.select import CHOICES as ENGINES
 from dipod_ros.serving.loop import INTERFACES
 from dipod_ros.serving.noise import KINDS as NOISES
@@ -130,6 +131,9 @@ class PolicyServerParams:
     autostart: bool = param(True, 'go to active without a lifecycle manager')
     engine: str = param('auto', 'what runs the policy', choices=ENGINES)
     threads: int = param(1, 'threads of the engine', low=1, high=256)
+    precision: str = param(
+        'fp32', 'what the network computes in; CPU engines: fp32', choices=PRECISIONS
+    )
     lockstep: bool = param(
         False, 'answer each observation of a world that waits, instead of acting in real time'
     )

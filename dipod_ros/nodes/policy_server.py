@@ -96,7 +96,7 @@ class PolicyServer(LifecycleNode):
         self._safety = SafetyFilter(limits, p.control_period_s, speed, workspace)
         folders = [share_dir() / 'models', *(Path(d).expanduser() for d in p.model_dirs)]
         self._loader = PolicyLoader(
-            limits, p.control_period_s, folders, EngineFactory(p.engine, p.threads)
+            limits, p.control_period_s, folders, EngineFactory(p.engine, p.threads, p.precision)
         )
         self._notices = Notices(self._tell)
         self._listeners = ListenerCheck(self._notices)
