@@ -24,8 +24,11 @@ OPSET = 21
 DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 
 
-class _UnrolledSampler(nn.Module):
-    """Owns the policy's modules under their own names, so that initializers keep them."""
+class UnrolledSampler(nn.Module):
+    """A policy's whole sampler as one module; the network computes in `dtype`.
+
+    Owns the policy's modules under their own names, so that initializers keep them.
+    """
 
     def __init__(self, policy: FlowPolicy, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -40,6 +43,8 @@ class _UnrolledSampler(nn.Module):
         self.register_buffer('time_table', table, persistent=False)
 
     def forward(self, observation: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Return the raw chunk [1, H, A] for a raw observation [1, O] and noise [1, N]."""
+
         def low(x: torch.Tensor) -> torch.Tensor:
             return x if self.dtype == torch.float32 else x.to(self.dtype)
 
@@ -68,7 +73,7 @@ def export_onnx(policy: FlowPolicy, precision: str = 'fp32') -> bytes:
     weights are of that type, as a strongly typed TensorRT network needs it; the normaliser and the
     integration stay float32. Raises RuntimeError when the exporter fails.
     """
-    wrapper = _UnrolledSampler(policy, DTYPES[precision]).eval()
+    wrapper = UnrolledSampler(policy, DTYPES[precision]).eval()
     example = (torch.zeros(1, policy.spec.observation_size), torch.zeros(1, policy.spec.noise_size))
     buffer = io.BytesIO()
     # The exporter reports its own progress and deprecations; a node's log is no place for them.

@@ -69,7 +69,8 @@ class ConditionalUnet1D(nn.Module):
         """Return the velocity [B, H * A] at x [B, H * A] under a condition of B rows."""
         film = _Film(condition[:, :, None])
         h = x.reshape(-1, self.horizon, self.joints).transpose(1, 2)
-        h = nn.functional.pad(h, (0, self.padding))
+        if self.padding:
+            h = nn.functional.pad(h, (0, self.padding))
         kept = []
         for i, block in enumerate(self.down):
             h = block(h, film)
@@ -80,7 +81,9 @@ class ConditionalUnet1D(nn.Module):
         for upsample, block in zip(self.upsample, self.up, strict=True):
             h = torch.cat([upsample(h), kept.pop()], dim=1)
             h = block(h, film)
-        h = self.output(h)[:, :, : self.horizon]
+        h = self.output(h)
+        if self.padding:
+            h = h.narrow(2, 0, self.horizon)
         return h.transpose(1, 2).reshape(-1, self.horizon * self.joints)
 
     def forward(

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 import platform
@@ -126,6 +125,5 @@ def machine() -> str:
     return 'Jetson' if is_jetson() else platform.machine()
 
 
-@functools.cache
 def _installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None

@@ -17,7 +17,7 @@ PRECISIONS = ('fp32', 'fp16', 'bf16')
 # rad per control step; float32 backends agree to 1e-6, a wrong weight or bias shows as 1e-2.
 GOLDEN_TOLERANCE_RAD = 1e-4
 # Largest difference from float32 PyTorch in normalised actions (standard deviations of the data).
-PARITY_STD = {'fp32': 1e-5, 'fp16': 2e-3, 'bf16': 2e-2}
+PARITY_STD = {'fp32': 1e-5, 'fp16': 2e-3, 'bf16': 3e-2}
 WARM_UP_RUNS = 3
 
 

@@ -70,10 +70,7 @@ class Driver:
 
     def __init__(self, library: Any = None) -> None:
         """Load the driver; raises EngineError when there is none or it does not start."""
-        try:
-            self._cuda = library if library is not None else ctypes.CDLL(LIBRARY)
-        except OSError as error:
-            raise EngineError(f'no NVIDIA driver: {LIBRARY} cannot be loaded') from error
+        self._cuda = _load() if library is None else library
         for name, types in _SIGNATURES.items():
             function = getattr(self._cuda, name)
             function.argtypes, function.restype = types, c_int
@@ -134,6 +131,13 @@ class Driver:
     def buffer(self, shape: tuple[int, ...]) -> Buffer:
         """Return memory for float32 [shape] on both sides; call `enter` first."""
         return Buffer(self, shape)
+
+
+def _load() -> Any:
+    try:
+        return ctypes.CDLL(LIBRARY)
+    except OSError as error:
+        raise EngineError(f'no NVIDIA driver: {LIBRARY} cannot be loaded') from error
 
 
 class Stream:
