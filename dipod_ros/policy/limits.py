@@ -14,6 +14,7 @@ velocity and acceleration of the continuous command exactly, at every instant an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
@@ -24,13 +25,6 @@ from dipod_ros.errors import UserError
 
 # Slack for float64 round-off when a command is checked against its limits.
 TOLERANCE_RAD = 1e-9
-# `track` looks this often whether the rest of its targets can be taken as they are. More would make
-# targets that are out of reach again and again slower than stepping through them.
-FREE_RUNS = 2
-# Fewer targets than this are stepped through: looking ahead costs as much as three steps.
-SHORT = 3
-# Rounds in which the round-off of points that depend on each other settles; two are usual.
-SETTLE_ROUNDS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +115,10 @@ class LimitFilter:
         self._step = limits.acceleration * self.dt  # rad/s, change of speed in one period
         self._step_squared = self._step**2
         self._twice_acceleration = 2 * limits.acceleration
+        # The same as plain numbers, joint by joint, for `track`.
+        of_joints = (limits.lower, limits.upper, limits.velocity)
+        of_joints += (self._step, self._step_squared, self._twice_acceleration)
+        self._numbers = [values.tolist() for values in of_joints]
         self.position = np.zeros(len(limits.joints))
         self.velocity = np.zeros(len(limits.joints))
         self.last_clamp = np.zeros(())
@@ -172,24 +170,26 @@ class LimitFilter:
     def track(self, targets: np.ndarray, scale: np.ndarray | None = None) -> np.ndarray:
         """Step through targets [H, A] of one arm; return the control points [H, A].
 
-        They are what `step` gives target by target, to the last bit: where no bound is active many
-        are taken at once, elsewhere they are stepped through. `scale` [H] is that of each step.
+        They are what `step` gives target by target, to the last bit; `scale` [H] is that of each
+        step. A dozen operations on arrays of a few joints cost more than on the numbers themselves.
         """
         targets = np.asarray(targets, dtype=np.float64)
-        points = np.empty_like(targets)
-        k, runs = 0, FREE_RUNS
-        while k < len(targets):
-            rest = slice(k, None)
-            if runs and len(targets) - k >= SHORT:
-                runs -= 1
-                k += self._run_free(
-                    targets[rest], points[rest], None if scale is None else scale[rest]
-                )
-            while k < len(targets):
-                points[k] = self.step(targets[k], None if scale is None else scale[k])
-                k += 1
-                if runs and self.last_clamp <= TOLERANCE_RAD:
-                    break
+        if not len(targets):
+            return targets.copy()
+        scales = None if scale is None else scale.tolist()
+        joints = zip(
+            targets.T.tolist(),
+            self.position.tolist(),
+            self.velocity.tolist(),
+            *self._numbers,
+            strict=True,
+        )
+        tracked = [_track_joint(self.dt, scales, *joint) for joint in joints]
+        points = np.array([path for path, _ in tracked]).T
+        self.position = points[-1].copy()
+        self.velocity = np.array([velocity for _, velocity in tracked])
+        last = np.where(np.isfinite(targets[-1]), targets[-1], np.inf)
+        self.last_clamp = np.abs(last - self.position).max(axis=-1)
         return points
 
     def brake(self) -> np.ndarray:
@@ -206,38 +206,6 @@ class LimitFilter:
         other.position, other.velocity = self.position.copy(), self.velocity.copy()
         other.last_clamp = self.last_clamp.copy()
         return other
-
-    def _run_free(self, targets: np.ndarray, points: np.ndarray, scale: np.ndarray | None) -> int:
-        """Take targets [H, A] for as long as no bound is active; return how many were.
-
-        Their points are written to `points` [H, A]. They differ from the targets by the round-off
-        of `step`, where each depends on the one before: all are computed from a guess of the ones
-        before, until the guess is what comes out. Each round makes one more exact, at least.
-        """
-        lim, dt = self.limits, self.dt
-        reachable = np.minimum(np.maximum(targets, lim.lower), lim.upper)
-        path = np.concatenate([self.position[None], reachable])
-        before, after = path[:-1], path[1:]
-        for _ in range(SETTLE_ROUNDS):
-            wanted = (reachable - before) / dt
-            point = before + wanted * dt
-            if np.array_equal(point, after):
-                break
-            after[:] = point
-        else:
-            return 0
-        velocity = (after - before) / dt
-        speeds = np.concatenate([self.velocity[None], velocity[:-1]])
-        low, high = self._bounds(before, speeds, None if scale is None else scale[:, None])
-        free = (wanted >= low) & (wanted <= high) & (after >= lim.lower) & (after <= lim.upper)
-        free &= np.isfinite(targets)
-        free = free.all(axis=-1)
-        count = len(targets) if free.all() else int(free.argmin())
-        if count:
-            points[:count] = after[:count]
-            self.position, self.velocity = after[count - 1].copy(), velocity[count - 1].copy()
-            self.last_clamp = np.abs(targets[count - 1] - self.position).max(axis=-1)
-        return count
 
     def _bounds(
         self, position: np.ndarray, velocity: np.ndarray, scale: float | np.ndarray | None
@@ -260,6 +228,57 @@ class LimitFilter:
     def _stopping_speed(self, room: np.ndarray) -> np.ndarray:
         room = np.maximum(room, 0.0)
         return np.sqrt(self._step_squared + self._twice_acceleration * room) - self._step
+
+
+def _track_joint(
+    dt: float,
+    scales: list[float] | None,
+    targets: list[float],
+    position: float,
+    velocity: float,
+    lower: float,
+    upper: float,
+    limit: float,
+    step: float,
+    step_squared: float,
+    twice_acceleration: float,
+) -> tuple[list[float], float]:
+    """Return the control points of one joint and its last velocity: `LimitFilter.step` in scalars.
+
+    Comparisons stand in for min and max, which cost a call each.
+    """
+    points = []
+    for k, target in enumerate(targets):
+        faster, slower = velocity + step, velocity - step
+        fastest, slowest = limit, -limit
+        if scales is not None:
+            fastest, slowest = max(scales[k] * limit, slower), min(-scales[k] * limit, faster)
+        room = upper - position
+        room = room if room > 0.0 else 0.0
+        high = math.sqrt(step_squared + twice_acceleration * room) - step
+        high = fastest if fastest < high else high
+        high = faster if faster < high else high
+        room = position - lower
+        room = room if room > 0.0 else 0.0
+        low = step - math.sqrt(step_squared + twice_acceleration * room)
+        low = slowest if slowest > low else low
+        low = slower if slower > low else low
+        low = high if high < low else low
+        if math.isfinite(target):
+            target = target if target > lower else lower
+            target = target if target < upper else upper
+            wanted = (target - position) / dt
+        else:
+            wanted = 0.0
+        wanted = wanted if wanted > low else low
+        wanted = wanted if wanted < high else high
+        point = position + wanted * dt
+        point = point if point > lower else lower
+        point = point if point < upper else upper
+        velocity = (point - position) / dt
+        position = point
+        points.append(point)
+    return points, velocity
 
 
 def spline_knots(
