@@ -134,6 +134,15 @@ class PolicyServerParams:
     precision: str = param(
         'fp32', 'what the network computes in; CPU engines: fp32', choices=PRECISIONS
     )
+    cpu_affinity: tuple[int, ...] = param(
+        (), 'cores that the process may use; empty leaves that to the operating system'
+    )
+    realtime_priority: int = param(
+        0,
+        'SCHED_FIFO priority of the two threads that decide and command (real time); 0 is none',
+        low=0,
+        high=99,
+    )
     lockstep: bool = param(
         False, 'answer each observation of a world that waits, instead of acting in real time'
     )

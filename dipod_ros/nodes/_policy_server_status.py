@@ -105,8 +105,8 @@ def stream_report(loop: Loop | None, notices: Notices) -> Report:
     return Report(Level.OK, 'ok', values)
 
 
-def decision_report(loop: Loop | None, alive: bool) -> Report:
-    """Report latencies and counts of decisions."""
+def decision_report(loop: Loop | None, alive: bool, scheduling: str) -> Report:
+    """Report latencies and counts of decisions, and how urgently their thread is run."""
     if loop is None:
         return Report(Level.OK, 'not active')
     decision, engine = loop.decision_latency, loop.engine_latency
@@ -118,6 +118,7 @@ def decision_report(loop: Loop | None, alive: bool) -> Report:
         'engine p99 ms': engine.percentile(99) * 1e3,
         'records': loop.log.completed,
         'records without outcome': loop.log.unjudged,
+        'scheduling': scheduling,
     }
     if isinstance(loop, RealTimeLoop):
         values['late control periods'] = loop.grid.late_periods

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dipod_ros.nodes._policy_server_io import CommandOutput, RecordOutput
 from dipod_ros.nodes._policy_server_output import StreamOutput
 from dipod_ros.ros.runtime import EXIT_BUG, request_exit
+from dipod_ros.ros.scheduling import RealTimePriority
 from dipod_ros.serving.loop import Loop
 from dipod_ros.serving.realtime import RealTimeLoop
 
@@ -29,16 +30,19 @@ class ServerThreads:
         records: RecordOutput,
         fail: Callable[[str], None],
         look: Callable[[Loop], None],
+        priority: RealTimePriority,
     ) -> None:
         """Take the loop and its outputs.
 
-        `fail` is told why a thread died; `look` may look on after every turn.
+        `fail` is told why a thread died; `look` may look on after every turn. `priority` is given
+        to both threads.
         """
         self._loop = loop
         self._commands = commands
         self._records = records
         self._fail = fail
         self._look = look
+        self._priority = priority
         self._stop = threading.Event()
         self._hurry = threading.Event()
         streamed = isinstance(commands, StreamOutput)
@@ -112,6 +116,7 @@ class ServerThreads:
     def _thread(self, name: str, work: Callable[[], None]) -> threading.Thread:
         def guarded() -> None:
             try:
+                self._priority.raise_this_thread()
                 work()
             except Exception as error:
                 if self._stop.is_set():

@@ -39,6 +39,7 @@ from dipod_ros.ros import qos
 from dipod_ros.ros.diagnostics import Diagnostics, Report
 from dipod_ros.ros.params import declare
 from dipod_ros.ros.runtime import run_node
+from dipod_ros.ros.scheduling import RealTimePriority, use_cores
 from dipod_ros.serving.agent import Agent
 from dipod_ros.serving.decisions import DecisionLog, Outcome
 from dipod_ros.serving.engines.select import EngineFactory
@@ -100,6 +101,10 @@ class PolicyServer(LifecycleNode):
         )
         self._notices = Notices(self._tell)
         self._listeners = ListenerCheck(self._notices)
+        unbound = use_cores(p.cpu_affinity)
+        if unbound:
+            self.get_logger().warning(unbound)
+        self._priority = RealTimePriority(p.realtime_priority, self.get_logger().warning)
         self._noise = NoiseSource(p.noise, p.seed)
         self._actor = p.actor or f'{self.get_fully_qualified_name()}-{uuid.uuid4().hex[:8]}'
         self._state, self._error = 'unconfigured', ''
@@ -184,7 +189,7 @@ class PolicyServer(LifecycleNode):
         outputs = self._output, self._records, self._fail, self._requests.look
         if isinstance(self._loop, RealTimeLoop):
             self._loop.grid.ros_time_ns = lambda: self.get_clock().now().nanoseconds
-            self._threads = ServerThreads(self._loop, *outputs)
+            self._threads = ServerThreads(self._loop, *outputs, self._priority)
         else:
             self._threads = InlineDecisions(self, self._loop, *outputs)
         # Collecting the hundred thousands of objects of torch's import takes longer than a control
@@ -331,7 +336,7 @@ class PolicyServer(LifecycleNode):
         diagnostics.add(
             'decisions',
             lambda: status.decision_report(
-                self._loop, self._threads is None or self._threads.alive
+                self._loop, self._threads is None or self._threads.alive, self._priority.policy
             ),
         )
         if is_streamed(self.params):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The policy server as a process against a robot played by the test: what the wire sees."""
 
+import os
 import signal
 import sys
 import time
@@ -488,6 +489,26 @@ def test_a_controller_that_is_not_there_is_noticed_once_and_so_is_its_arrival(st
     robot.wait(lambda: not streams_say(robot, 'nobody listens'))
     assert server.log.count('nobody listens') == 1
     assert server.log.count('somebody listens') == 1
+
+
+def test_cores_and_priority_of_the_process(start):
+    """The priority may be forbidden here: one warning then, and it acts all the same."""
+    core = min(os.sched_getaffinity(0))
+    robot, server = start(interface='position', cpu_affinity=[core], realtime_priority=5)
+    world = RealTimeRobot(robot)
+    assert world.live(TIMEOUT_S, until=lambda: len(robot.commands) > 10)
+    threads = [int(t.name) for t in Path(f'/proc/{server.process.pid}/task').iterdir()]
+    assert len(threads) > 2
+    assert all(os.sched_getaffinity(t) == {core} for t in threads)
+    urgent = [t for t in threads if os.sched_getscheduler(t) & ~os.SCHED_RESET_ON_FORK]
+    robot.wait(lambda: 'scheduling' in robot.diagnostics.get('decisions', (0, {}))[1])
+    if server.log.count('realtime_priority'):
+        assert server.log.count('realtime_priority') == 1
+        assert urgent == []
+        assert robot.diagnostics['decisions'][1]['scheduling'] == 'ordinary'
+    else:
+        assert len(urgent) == 2
+        assert robot.diagnostics['decisions'][1]['scheduling'] == 'SCHED_FIFO 5'
 
 
 def test_in_real_time_trajectories_join_on_one_grid_of_the_robots_clock(start):
