@@ -58,7 +58,7 @@ def measure(options: Options) -> dict[str, Any]:
         for name, (checkpoint, observations) in contests.items():
             # A call of a larger network takes milliseconds; its rounds are as long with fewer.
             few = max(3, calls // 10) if name in NETWORKS else calls
-            with _no_kept_graphs():
+            with no_kept_graphs():
                 results[name] = _measure(
                     checkpoint, observations, rounds, few, refits, exports, bar
                 )
@@ -107,7 +107,7 @@ def _measure(
         f'{SHORT_NAMES.get(network, network)}_speedup': ratio_of_medians(torch, onnx),
         'k_over_one_step': ratio_of_medians(onnx, single) / evaluations,
         'parity': _parity(contenders['onnx'], contenders['torch']),
-        **_refit(contenders['onnx'].engine, checkpoint, refits, exports, bar),
+        **refit_times(contenders['onnx'].engine, checkpoint, refits, exports, bar),
     }
 
 
@@ -138,7 +138,7 @@ def _parity(one: _Contender, other: _Contender) -> float:
     )
 
 
-def _refit(
+def refit_times(
     engine: PolicyEngine, checkpoint: Checkpoint, refits: int, exports: int, bar: tqdm
 ) -> dict[str, float]:
     """Time new weights in the existing graph beside a new export, up to an engine that can run."""
@@ -148,7 +148,7 @@ def _refit(
         bar.update()
 
     def export(_: int) -> None:
-        with _no_kept_graphs():
+        with no_kept_graphs():
             EngineFactory('onnx', threads=1).build(checkpoint)
         bar.update()
 
@@ -183,7 +183,7 @@ def _with_sampler(checkpoint: Checkpoint, sampler: SamplerSpec) -> Checkpoint:
 
 
 @contextlib.contextmanager
-def _no_kept_graphs() -> Iterator[None]:
+def no_kept_graphs() -> Iterator[None]:
     """Let engines find no graph of an earlier export, and leave the user's as they are."""
     before = os.environ.get('XDG_CACHE_HOME')
     with tempfile.TemporaryDirectory(prefix='dipod_bench_') as folder:

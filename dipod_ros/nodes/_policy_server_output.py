@@ -27,9 +27,6 @@ from dipod_ros.serving.realtime import RealTimeLoop
 
 # The longest sleep, so that an e-stop is not kept waiting where commands are far apart.
 NAP_S = 0.005
-# A thread that computes gives the interpreter away after this (CPython's default is 5 ms, longer
-# than the period of a fast stream).
-SWITCH_INTERVAL_S = 1e-4
 _PR_SET_TIMERSLACK = 29
 
 
@@ -118,7 +115,6 @@ class StreamOutput:
     ) -> None:
         """Play the plans of a loop until `stop` is set, or the loop is stopped and all stands."""
         sharpen_sleep()
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
         stream = self._stream = setpoints.SetpointStream(loop, self.rate_hz)
         law = self._law(buffer, stream.step_s)
         clock, publish, msg = loop.clock, self._publisher.publish, Float64MultiArray()

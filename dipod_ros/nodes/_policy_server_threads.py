@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import traceback
 from collections.abc import Callable
@@ -18,6 +19,9 @@ from dipod_ros.serving.realtime import RealTimeLoop
 IDLE_S = 0.1
 # An arm within its limits stops in well under this; longer means that the thread hangs.
 BRAKING_TIMEOUT_S = 5.0
+# A thread that computes (one that builds a policy, say) gives the interpreter away after this.
+# CPython's default is 5 ms, longer than the period of a fast stream.
+SWITCH_INTERVAL_S = 1e-4
 
 
 class ServerThreads:
@@ -53,6 +57,7 @@ class ServerThreads:
 
     def start(self) -> None:
         """Begin to act."""
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         for thread in self._threads:
             thread.start()
 

@@ -33,6 +33,11 @@ KINDS = ('flow', 'student')
 # A manifest is a few kB, the largest policy planned a few hundred MB: refuse to read absurd files.
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_WEIGHTS_BYTES = 2 << 30
+# A manifest is some five levels deep.
+MAX_DEPTH = 32
+# libyaml where it is there: a manifest is read while an arm moves, and PyYAML's own parser computes
+# for many milliseconds.
+_YAML = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
 
 
 class CheckpointError(UserError):
@@ -90,7 +95,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     try:
         if file.stat().st_size > MAX_MANIFEST_BYTES:
             raise CheckpointError(f'{file} is larger than {MAX_MANIFEST_BYTES} bytes')
-        data = yaml.safe_load(file.read_text(encoding='utf-8'))
+        data = _parse_yaml(file.read_text(encoding='utf-8'))
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         reason = str(error).split('\n')[0]
         raise CheckpointError(f'{file} cannot be read: {reason}') from error
@@ -245,6 +250,22 @@ def resolve(name_or_path: str, model_dirs: Iterable[Path]) -> Path:
         for p in root.glob(f'[!.]*/{MANIFEST_FILE}')
     )
     raise CheckpointError(f'no checkpoint {text[:200]!r}; models at hand: {names or "none"}')
+
+
+def _parse_yaml(text: str) -> Any:
+    """Return plain values; raises ValueError for what is nested deeper than any manifest.
+
+    libyaml's loader recurses in C without a bound: what is too deep would end the process.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=_YAML):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise ValueError(f'nested deeper than {MAX_DEPTH} levels')
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+    return yaml.load(text, Loader=_YAML)
 
 
 def _check_weights(weights: Mapping[str, np.ndarray], where: str) -> None:

@@ -124,6 +124,15 @@ def test_serve(tmp_path):
     assert serve['flow']['checkpoint'] == 'pillar_reach_flow'
 
 
+@pytest.mark.ros
+@pytest.mark.timeout(300)
+def test_swap(tmp_path):
+    swap = measure(tmp_path, 'swap')['swap']
+    assert swap['swaps'] == 20
+    assert swap['limit_violations'] == swap['decisions_lost'] == 0
+    assert swap['commands'] > 100 and swap['decisions'] > 20
+
+
 @pytest.mark.timeout(300)
 def test_train(tmp_path):
     train = measure(tmp_path, 'train')['train']

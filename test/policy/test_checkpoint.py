@@ -220,6 +220,8 @@ def test_golden_values_must_fit_the_spec(saved, name, value):
         b'!!python/object/apply:os.system ["true"]',
         b'a: &a [*a]\n- b',
         b'[' * 20_000,
+        b'[' * 100_000 + b']' * 100_000,
+        b'- ' * 100_000,
         b'a: ' + b'{b: ' * 5_000,
     ],
 )
