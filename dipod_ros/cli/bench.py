@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`dipod bench`: how fast the parts are on this machine, each beside a baseline of the same run.
 
-The benchmarks themselves are bench_engine.py, bench_sim.py, bench_serve.py, bench_swap.py: modules with
+The benchmarks themselves are bench_engine.py, bench_sim.py and so on: modules with
 `measure(options) -> dict`. What they measure, and every key, is in docs/benchmarks.md.
 `dipod bench learn` is bench_learn.py: it takes hours, so `all` does not include it.
 """
@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs='?',
         choices=(*BENCHES, *LONGER, 'all', 'learn'),
         help='engine: ONNX Runtime and PyTorch; sim: physics alone and through ROS; serve: from '
-        'observation to command; swap: policies swapped under a stream of commands; train: what an update costs; distill: few-step students; learn: '
+        'observation to command; swap: policies swapped under a stream of commands; train: what '
+        'an update costs; distill: few-step students; learn: '
         'methods of online learning, for hours; without this the first three, quickly',
     )
     parser.add_argument(
