@@ -69,6 +69,7 @@ class LockstepLoop(Loop):
                 return 'the world to advance'
             if missing and self.clock() - self._answered_s > PATIENCE_S:
                 self.notices.set('waiting', f'waiting for {missing}')
+                self.agent.begin()  # another policy may need less than what this one waits for
             return missing
 
     def _missing(self) -> str:
@@ -78,9 +79,11 @@ class LockstepLoop(Loop):
             problem = self.buffer.problem('joint_position', topic, np.inf)
             return problem.text if problem else ''
         at = f'of {sample.stamp_ns * 1e-9:.3f} s'
-        for stream in self.agent.policy.layout.stamped:
+        layout = self.agent.policy.layout
+        for stream in layout.sensed:
             other = self.buffer.sample(stream.source, stream.topic)
-            if other is None or abs(other.stamp_ns - sample.stamp_ns) > SAME_STAMP_NS:
+            stamped = stream in layout.stamped
+            if other is None or (stamped and abs(other.stamp_ns - sample.stamp_ns) > SAME_STAMP_NS):
                 because = self.buffer.rejection(stream.source, stream.topic)
                 return f'stream {stream.name} on {stream.topic} {at}{because}'
         if outcome is None or abs(outcome.stamp_ns - sample.stamp_ns) > SAME_STAMP_NS:

@@ -171,6 +171,9 @@ class RealTimeLoop(Loop):
         """
         with self.wake:
             if not self.ready():
+                if self._held == STALE:
+                    # The arm stands: another policy may need less than what this one waits for.
+                    self.agent.begin()
                 return None
             self._tried_tick, self._due_tick, self._anew = self.tick, None, False
             policy = self.agent.begin()

@@ -3,13 +3,18 @@
 
 import numpy as np
 import pytest
-from checkpoints import HORIZON
+from checkpoints import HORIZON, JOINTS, make_spec
 from worlds import DT, FAST, START, World, assert_smooth, settled
 
+from dipod_ros.policy.checkpoint import Manifest
+from dipod_ros.policy.spec import Stream
 from dipod_ros.serving import safety
 from dipod_ros.serving.decisions import Outcome
+from dipod_ros.serving.loader import LoadedPolicy
 from dipod_ros.serving.lockstep import LockstepLoop
+from dipod_ros.serving.observation import ObservationLayout
 from dipod_ros.serving.realtime import RealTimeLoop
+from dipod_ros.serving.swap import HotSwap
 
 
 @pytest.fixture
@@ -440,3 +445,26 @@ def test_periods_stay_on_their_grid(make_world):
         world.loop.step()
     assert world.loop.next_control_s() == pytest.approx(begun + 199 * DT)
     assert world.loop.grid.late_periods == 0
+
+
+def test_a_policy_that_waits_for_a_stream_in_vain_can_be_replaced(world):
+    """Nothing moves, so that another policy may take over although no chunk ends."""
+    loop, bench = world.loop, world.bench
+    world.run(2)
+    first = bench.agent.policy
+    spec = make_spec(streams=(*make_spec().streams, Stream('depth', 'vector', 2, 'depth')))
+    deep = LoadedPolicy(
+        Manifest(spec, 'flow', 'd' * 64), bench.engine, ObservationLayout(spec, JOINTS)
+    )
+    swap = HotSwap(None, bench.clock)
+    bench.agent._swap = swap
+    swap.offer(deep, deep.manifest, 'parameter')
+    world.run(3 * HORIZON)
+    assert bench.agent.policy is deep and loop.at_rest
+    world.position = world.setpoints[-1]  # the arm is where it was told to stand
+    before = bench.agent.number
+    swap.offer(first, first.manifest, 'rollback')
+    world.run(HORIZON)
+    assert bench.agent.policy is first and bench.agent.number > before
+    assert_smooth(world.setpoints, bench.limits)
+    swap.close()

@@ -14,6 +14,7 @@ from checkpoints import (
     save_lying_checkpoint,
 )
 
+from dipod_ros.policy.spec import Stream
 from dipod_ros.serving.agent import Agent
 from dipod_ros.serving.alarm import AlarmConfig, SwapAlarm
 from dipod_ros.serving.decisions import DecisionLog, Outcome
@@ -204,6 +205,23 @@ def test_rollback_twice_before_a_chunk_ends_changes_nothing(rig):
     assert done and 'second' in said and 'keeps acting' in said
     assert rig.decide() == 'second'
     assert rig.succession.rollback(False)[0] and rig.decide() == 'first'
+
+
+def test_a_policy_that_waits_for_a_stream_in_vain_can_be_rolled_back(rig):
+    depth = Stream('depth', 'vector', 2, 'depth')
+    spec = make_policy(1).spec
+    make_policy(1, streams=(*spec.streams, depth)).save(rig.folder / 'deep')
+    rig.decide()
+    rig.succession.ask('deep')
+    rig.wait(lambda: rig.swap.state == READY)
+    with pytest.raises(TypeError):
+        rig.decide()  # no answer
+    assert rig.agent.policy.manifest.path.name == 'deep'
+    assert rig.succession.rollback(False)[0]
+    assert rig.loop.step() is None
+    rig.clock.advance(10.0)
+    assert 'depth' in rig.loop.look_around()
+    assert rig.loop.step() is not None and rig.agent.policy.manifest.path.name == 'first'
 
 
 def test_rollback_drops_what_was_requested(rig):
