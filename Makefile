@@ -20,10 +20,10 @@ unexport PYTHONPATH
 unexport AMENT_PREFIX_PATH
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench gpu-check clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## watch a policy act on a simulated arm and get better (ARGS="--minutes 3 --headless")
 	@$(BIN)/dipod demo $(ARGS)
@@ -38,6 +38,9 @@ lint: $(STAMP) ## style, format, import rules
 
 bench: $(STAMP) ## measure latency and throughput
 	@$(BIN)/dipod bench $(ARGS)
+
+gpu-check: $(STAMP) ## check and time every GPU backend that is here, on a machine with an NVIDIA GPU
+	@$(BIN)/dipod gpu-check $(ARGS)
 
 clean: ## remove .venv, caches and build folders; runs/ stays
 	rm -rf $(VENV) build install log *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -24,5 +24,5 @@ def test_links_and_commands_of_the_documentation_exist(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r'\]\((?!https?:|#)([^)#]+)', text):
         assert ((ROOT / page).parent / target).exists(), target
-    for command in re.findall(r'^\s+(?:\.venv/bin/)?dipod ([a-z]+)', text, re.MULTILINE):
+    for command in re.findall(r'^\s+(?:\.venv/bin/)?dipod ([a-z-]+)', text, re.MULTILINE):
         assert command in available(), command

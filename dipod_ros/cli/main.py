@@ -26,6 +26,7 @@ COMMANDS = (
     'up',
     'doctor',
     'inspect',
+    'export',
     'demos',
     'pretrain',
     'distill',
@@ -35,6 +36,7 @@ COMMANDS = (
     'toys',
     'models',
     'bench',
+    'gpu-check',
 )
 """In the order of `dipod --help`; one whose module is not installed is not listed."""
 
@@ -81,7 +83,7 @@ def available() -> list[str]:
 
 def call(module: ModuleType, argv: Sequence[str]) -> int:
     """Run one subcommand's module with argv; also for commands that are made of others."""
-    name = module.__name__.rsplit('.', 1)[-1]
+    name = module.__name__.rsplit('.', 1)[-1].replace('_', '-')
     parser = argparse.ArgumentParser(prog=f'dipod {name}', description=module.HELP)
     module.add_arguments(parser)
     # Intermixed: options may stand between the words of a list, as in `up sim -n task:=reach`.
@@ -109,7 +111,7 @@ def _end_cleanly_on_sigterm():
 
 
 def _module(name: str) -> str:
-    return f'dipod_ros.cli.{name}'
+    return f'dipod_ros.cli.{name.replace("-", "_")}'
 
 
 def _version() -> str:
