@@ -14,13 +14,16 @@ NETWORKS = {
     'dit': {'kind': 'dit', 'width': 128, 'depth': 4, 'heads': 4},
     'unet': {'kind': 'unet', 'width': 64, 'depth': 2},
 }
+# Of random networks, in normalised actions: they are rougher than what training makes.
+VELOCITY_STD = 0.2
 
 
 def random_checkpoint(spec: PolicySpec, network: dict[str, str | int], seed: int = 0) -> Checkpoint:
     """Return a checkpoint with seeded weights, none of them zero, and golden values.
 
-    Time depends on the shapes alone; parity needs outputs that differ, and what starts at zero by
-    design (the gates of a transformer) would make every chunk the same.
+    Time depends on the shapes alone. Parity needs outputs that differ, and what starts at zero by
+    design (the gates of a transformer) would make every chunk the same; and velocities that leave
+    the chunk about as large as a trained policy's, since errors are stated in normalised actions.
     """
     import torch
 
@@ -30,5 +33,9 @@ def random_checkpoint(spec: PolicySpec, network: dict[str, str | int], seed: int
         if not parameter.detach().any():
             torch.nn.init.normal_(parameter, std=0.1)
     policy.requires_grad_(False)
+    x, o = torch.randn(64, policy.spec.action_size), torch.randn(64, policy.spec.observation_size)
+    scale = policy.velocity(x, torch.rand(64), o).std().item() / VELOCITY_STD
+    policy.net.output.weight.div_(scale)
+    policy.net.output.bias.div_(scale)
     manifest = Manifest(policy.spec, 'flow', '0' * 64, golden=policy.golden())
     return Checkpoint(manifest, policy.weights())

@@ -119,6 +119,13 @@ def video() -> dict[str, Any]:
     return {'version': cv2.__version__}
 
 
+def engine(name: str) -> dict[str, Any]:
+    """Load a backend's class and all that it imports."""
+    from dipod_ros.serving.engines.backends import BACKENDS
+
+    return {'class': BACKENDS[name].load().__name__}
+
+
 def version(name: str) -> dict[str, Any]:
     """Import a package and return its version."""
     return {'version': getattr(importlib.import_module(name), '__version__', 'unknown')}
@@ -128,7 +135,7 @@ def main() -> None:
     """Run the probe that the command line names."""
     # Some libraries print to stdout while they load; the findings come last.
     name, *arguments = sys.argv[1:]
-    probes = (rclpy, talk, listen, mujoco, gl, torch, onnxruntime, video, version)
+    probes = (rclpy, talk, listen, mujoco, gl, torch, onnxruntime, video, engine, version)
     try:
         findings = {p.__name__: p for p in probes}[name](*arguments)
     except Exception as error:

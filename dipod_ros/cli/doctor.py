@@ -98,7 +98,25 @@ def all_checks() -> Iterator[Check]:
         lambda f: f['version'],
         required=False,
     )
+    yield from _engines()
     yield _writable()
+
+
+def _engines() -> Iterator[Check]:
+    """Say of each backend whether it loads, and how to get it here."""
+    from dipod_ros.serving.engines.backends import BACKENDS
+
+    for backend in BACKENDS.values():
+        name, missing = f'engine {backend.name}', backend.missing()
+        required = backend.name == 'torch'  # the one that always works
+        if missing:
+            yield Check(name, ABSENT, ', '.join(missing), backend.advice(), required)
+            continue
+        findings = probe('engine', backend.name)
+        if 'error' in findings:
+            yield Check(name, BROKEN, findings['error'], backend.advice(), required)
+        else:
+            yield Check(name, OK, ' or '.join(backend.precisions), required=required)
 
 
 def probe(name: str, *arguments: str) -> dict[str, Any]:

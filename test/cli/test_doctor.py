@@ -51,6 +51,17 @@ def test_a_library_that_crashes_is_a_line_of_the_report(report):
     assert '(broken)  TensorRT' in done.stdout
 
 
+def test_every_engine_is_listed_with_how_to_get_it(report):
+    from dipod_ros.serving.engines.backends import BACKENDS
+
+    _, checks, _ = report
+    for backend in BACKENDS.values():
+        check = checks[f'engine {backend.name}']
+        assert check['status'] != 'ok' or not backend.missing()
+        assert check['status'] == 'ok' or check['advice'] == backend.advice()
+    assert checks['engine torch']['status'] == 'ok'
+
+
 def test_everything_that_is_missing_comes_with_advice(report):
     _, checks, _ = report
     for check in checks.values():
