@@ -12,10 +12,6 @@ from dataclasses import dataclass
 from dipod_ros.errors import UserError
 from dipod_ros.serving.loop import Decided
 
-# Decisions within the window that may come too late to be executed: a machine that was busy for a
-# moment is not the policy's fault.
-LATE_ALLOWED = 2
-
 
 @dataclass(frozen=True)
 class AlarmConfig:
@@ -35,13 +31,15 @@ class AlarmConfig:
 
 
 def was_clamped(decided: Decided, clamp_rad: float) -> bool:
-    """Tell whether a chunk was moved by more than `clamp_rad` (rad), or cut short, to be safe.
+    """Tell whether a chunk was moved by more than `clamp_rad` (rad), cut short or too late.
 
     What was slowed down for another reason (a start, a late stream) says nothing about the policy.
     """
     chunk, plan = decided.sampled.chunk, decided.plan
-    if plan is None or not decided.sampled.usable:
+    if not decided.sampled.usable:
         return False
+    if plan is None:
+        return True  # it took longer than the chunk lasts
     if plan.chunk_start is None or plan.chunk_start + len(chunk) > plan.chunk_end:
         return True  # the rest of it would leave the workspace
     return not plan.motion.altered and plan.motion.clamp_rad > clamp_rad
@@ -56,7 +54,7 @@ class SwapAlarm:
         self._policy: object = None
         self._recent: deque[bool] = deque(maxlen=max(1, config.window))  # of the acting policy
         self._left = 0  # decisions that are still to be watched
-        self._clamped = self._late = 0
+        self._clamped = 0
         self.share_before = 0.0  # of clamped decisions, under the policy before
 
     @property
@@ -71,7 +69,7 @@ class SwapAlarm:
         are counted: more than (share before + clamp_share) x window of them raise the alarm, as
         soon as that is certain.
         """
-        config, sampled, plan = self._config, decided.sampled, decided.plan
+        config, sampled = self._config, decided.sampled
         if sampled.policy is not self._policy:
             self._begin(sampled.policy)
         clamped = was_clamped(decided, config.clamp_rad)
@@ -80,7 +78,6 @@ class SwapAlarm:
             return ''
         self._left -= 1
         self._clamped += clamped
-        self._late += plan is None
         reason = self._reason(decided)
         if reason:
             self._left = 0
@@ -92,7 +89,7 @@ class SwapAlarm:
             self._left = self._config.window
         self._policy = policy
         self._recent.clear()
-        self._clamped = self._late = 0
+        self._clamped = 0
 
     def _reason(self, decided: Decided) -> str:
         config, sampled = self._config, decided.sampled
@@ -100,12 +97,10 @@ class SwapAlarm:
             return f'the engine failed: {sampled.fault}'
         if not sampled.usable:
             return 'the policy gave numbers that are not finite'
-        if self._late > LATE_ALLOWED:
-            return f'{self._late} decisions came too late to be executed'
         if self._clamped > (self.share_before + config.clamp_share) * config.window:
             return (
                 f'{self._clamped} of {config.window - self._left} decisions were moved by more '
-                f'than {config.clamp_rad:g} rad, or cut short, to stay within the limits; '
+                f'than {config.clamp_rad:g} rad by the limits, cut short or too late; '
                 f'{self.share_before:.0%} of those before the swap were'
             )
         return ''

@@ -81,8 +81,8 @@ def test_a_chunk_that_was_cut_short_counts_as_clamped(alarm):
     assert 'cut short' in alarm.observe(cut)
 
 
-def test_decisions_that_come_too_late_raise_it_unless_they_are_rare(alarm):
-    assert feed(alarm, NEW, 2, late=True) == ['', '']
+def test_decisions_that_come_too_late_count_as_clamped(alarm):
+    assert feed(alarm, NEW, 5, late=True) == [''] * 5
     assert 'too late' in alarm.observe(decision(NEW, late=True))
 
 
