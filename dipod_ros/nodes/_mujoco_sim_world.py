@@ -15,7 +15,7 @@ from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
 from dipod_ros.nodes._mujoco_sim_params import MujocoSimParams
-from dipod_ros.ros import qos
+from dipod_ros.ros import jtc_rules, qos
 from dipod_ros.ros.messages import (
     NS_PER_S,
     JointIndex,
@@ -34,8 +34,6 @@ from dipod_ros.sim.faults import SampleFaults
 from dipod_ros.sim.robot import RobotConfig
 from dipod_ros.sim.stream_controllers import EffortStream, PositionStream, VelocityStream
 
-# rad/s; joint_trajectory_controller calls a final velocity below this zero.
-AT_REST_RAD_S = 1e-6
 # In real time, a command without a stamp that arrives this soon after a reset may have been made
 # for the arm where it was: no real arm jumps home, so whoever commands cannot know. One that the
 # arm can follow from where it is now was made for here.
@@ -155,17 +153,13 @@ class WorldTopics:
 
     def _on_trajectory(self, msg: JointTrajectory) -> None:
         try:
-            trajectory = read_trajectory(msg, self._index)
-            ends_moving = (
-                trajectory.velocities is not None
-                and len(trajectory.times_s)
-                and np.any(np.abs(trajectory.velocities[-1]) > AT_REST_RAD_S)
+            # No points at all: older controllers take that as "cancel".
+            reason = msg.points and jtc_rules.refusal(
+                msg, self._index.joints, self.now_ns, self._may_end_moving
             )
-            if ends_moving and not self._may_end_moving:
-                raise CommandError(
-                    'the last point of the trajectory moves; end at rest, or set '
-                    'allow_nonzero_velocity_at_trajectory_end'
-                )
+            if reason:
+                raise CommandError(reason)
+            trajectory = read_trajectory(msg, self._index)
             # A stamp of 0 is "from now on".
             stamp_ns = trajectory.stamp_ns or None
             if self._is_stale(stamp_ns):

@@ -182,7 +182,7 @@ class RealTimeLoop(Loop):
             sample = self._joint_sample()
             if self.timeline.plan is None:
                 self.timeline.reset(sample.values, self.tick)
-            elif self._held:
+            elif self._held and self._stands():
                 self._resync_if_apart(sample.values)
             generation, observed_tick = self._generation, self._observed_tick(sample)
             base = self.timeline.command(observed_tick)
@@ -210,6 +210,11 @@ class RealTimeLoop(Loop):
             self._sent = plan
             command = Command(sample.stamp_ns, plan, self.tick, self._setpoint(), True)
             return command, sample.received_s
+
+    def _stands(self) -> bool:
+        """Tell whether the command has stood for so long that the arm must be there."""
+        trail = self.timeline.plan.trail_at(self.tick)
+        return bool((trail == trail[-1]).all())
 
     def _observed_tick(self, sample: Sample) -> int:
         """Return the tick that a sample shows; never one that is not committed."""

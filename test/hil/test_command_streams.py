@@ -20,11 +20,13 @@ from harness import Robot, Server, make_context  # noqa: E402
 from sensor_msgs.msg import JointState  # noqa: E402
 from sim_harness import Simulator  # noqa: E402
 from std_msgs.msg import String  # noqa: E402
+from trajectory_msgs.msg import JointTrajectory  # noqa: E402
 
 from dipod_ros.learning.task_spec import spec_for  # noqa: E402
 from dipod_ros.policy.flow import FlowPolicy  # noqa: E402
 from dipod_ros.policy.spec import SamplerSpec  # noqa: E402
 from dipod_ros.ros import messages, qos  # noqa: E402
+from dipod_ros.ros.jtc_rules import refusal  # noqa: E402
 from dipod_ros.sim.robot import load_robot  # noqa: E402
 from dipod_ros.sim.vector_env import ChunkVectorEnv  # noqa: E402
 
@@ -49,6 +51,8 @@ def folder(tmp_path_factory):
     policy = FlowPolicy(spec_for(env, SamplerSpec('midpoint', 2), TINY))
     policy.normalizer.action_std.fill_(0.03)
     policy.save(folder / 'wild')
+    policy.normalizer.action_std.fill_(0.02)
+    policy.save(folder / 'calm')
     return folder
 
 
@@ -57,15 +61,24 @@ def stack(tmp_path, folder):
     """Return a function that starts both nodes; it returns a listener and both processes."""
     context, stop, said = make_context(), [], []
 
-    def start(interface, **server):
+    def start(interface, sim=(), **server):
         listener = Robot(context, ROBOT.joints)
         stop.append(listener.close)
-        listener.figures, listener.states, listener.resets = [], [], []
+        listener.figures, listener.states, listener.refusals = [], [], []
         listener.create_subscription(
             String,
             'mujoco_sim/status',
             lambda msg: listener._add(listener.figures, json.loads(msg.data)),
             qos.LATCHED,
+        )
+        listener.create_subscription(
+            JointTrajectory,
+            'arm_controller/joint_trajectory',
+            lambda msg: listener._add(
+                listener.refusals,
+                refusal(msg, ROBOT.joints, messages.stamp_ns(listener.states[-1].header.stamp)),
+            ),
+            100,
         )
         listener.create_subscription(
             JointState, 'joint_states', lambda msg: listener._add(listener.states, msg), 100
@@ -76,15 +89,13 @@ def stack(tmp_path, folder):
             tmp_path / 'cache',
             checkpoint='wild',
             interface=interface,
-            command_rate_hz=RATE_HZ,
-            **server,
+            **{'command_rate_hz': RATE_HZ, **server},
         )
         stop.append(process.stop)
         said.append(process)
         listener.wait_status(state='active')
-        simulator = Simulator(
-            tmp_path, task='reach', seed=5, interface=interface, command_rate_hz=RATE_HZ
-        )
+        given = {'interface': interface, 'command_rate_hz': RATE_HZ, **dict(sim)}
+        simulator = Simulator(tmp_path, task='reach', seed=5, **given)
         stop.append(simulator.stop)
         said.append(simulator)
         return listener, process, simulator
@@ -163,6 +174,29 @@ def test_when_the_server_dies_the_controllers_time_out_and_the_arm_stops(stack, 
     listener.wait(lambda: time.monotonic() - dead > 2.0)
     assert newest_figures(listener)['command_timeouts'] > before
     listener.wait(lambda: speed() < 0.02)
+
+
+@pytest.mark.parametrize('delay', [0, 2])
+def test_every_trajectory_is_one_that_joint_trajectory_controller_accepts(stack, delay):
+    """Chunks, swaps, e-stops, episodes, a server that is ended, late sensors."""
+    sim = {'command_rate_hz': 0.0, 'faults__delay_joint_states': delay}
+    listener, server, _ = stack('trajectory', sim, command_rate_hz=0.0, replan_steps=3)
+    listener.wait(lambda: len(listener.refusals) > 10)
+    for checkpoint in ('calm', 'wild'):
+        assert listener.set_parameter('checkpoint', checkpoint).successful
+        listener.wait(lambda name=checkpoint: listener.status['active']['name'] == name)
+        heard = len(listener.refusals)
+        listener.wait(lambda n=heard: len(listener.refusals) > n + 5)
+        listener.call('estop')
+        listener.wait_status(estop=True)
+        listener.call('reset_estop')
+        listener.wait(lambda n=heard: len(listener.refusals) > n + 12)
+    listener.wait(lambda: listener.figures[-1]['episodes'] >= 2)
+    server.stop()
+    figures = newest_figures(listener)
+    assert [r for r in listener.refusals if r] == []
+    assert figures['rejected_commands'] == 0, figures['last_rejection']
+    assert figures['limit_violations'] == 0, figures['last_violation']
 
 
 @pytest.mark.parametrize(

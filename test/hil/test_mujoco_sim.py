@@ -180,7 +180,7 @@ def test_position_commands_take_one_period_each(lockstep):
 @pytest.mark.parametrize(
     ('changes', 'reason'),
     [
-        ({'joint_names': [*ROBOT.joints[:-1], 'thumb']}, "joints ['joint7'] are not among"),
+        ({'joint_names': [*ROBOT.joints[:-1], 'thumb']}, "['joint7'] are not among them"),
         ({'velocities': np.full((H, 7), 0.01)}, 'the last point of the trajectory moves'),
         ({'positions': np.full((H, 7), np.nan)}, 'not finite'),
     ],

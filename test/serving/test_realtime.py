@@ -468,3 +468,15 @@ def test_a_policy_that_waits_for_a_stream_in_vain_can_be_replaced(world):
     assert bench.agent.policy is first and bench.agent.number > before
     assert_smooth(world.setpoints, bench.limits)
     swap.close()
+
+
+def test_an_arm_that_still_follows_is_not_mistaken_for_one_that_was_moved(world):
+    """The e-stop is reset while the command brakes: the arm is behind it, but not elsewhere."""
+    world.run(3)
+    world.bench.safety.estop.latch('test')
+    world.period()
+    world.bench.safety.estop.reset()
+    world.position = START - 0.3  # further behind than resync_rad
+    world.run(4)
+    assert world.counts(safety.RESYNC) == 0
+    assert_smooth(world.setpoints, world.bench.limits)
