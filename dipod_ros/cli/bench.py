@@ -23,7 +23,8 @@ HELP = 'measure latency, throughput and learning beside their baselines'
 
 # Those of a run without a name; the others take minutes or hours.
 BENCHES = ('engine', 'sim', 'serve')
-LONGER = ('swap', 'train', 'distill')
+LONGER = ('swap', 'realtime', 'train', 'distill')
+MODULES = {'realtime': 'streams'}  # where the file has another name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,9 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs='?',
         choices=(*BENCHES, *LONGER, 'all', 'learn'),
         help='engine: ONNX Runtime and PyTorch; sim: physics alone and through ROS; serve: from '
-        'observation to command; swap: policies swapped under a stream of commands; train: what '
-        'an update costs; distill: few-step students; learn: '
-        'methods of online learning, for hours; without this the first three, quickly',
+        'observation to command; swap: policies swapped under a stream of commands; realtime: a '
+        'command stream, alone and beside a trainer; train: what an update costs; distill: '
+        'few-step students; learn: methods of online learning, for hours; without this the first '
+        'three, quickly',
     )
     parser.add_argument(
         '--checkpoint',
@@ -78,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
             quick=args.quick or args.what is None,
         )
         for name in BENCHES if args.what in (None, 'all') else (args.what,):
-            module = importlib.import_module(f'dipod_ros.cli.bench_{name}')
+            file = MODULES.get(name, name)
+            module = importlib.import_module(f'dipod_ros.cli.bench_{file}')
             results[name] = {'quick': options.quick, **module.measure(options)}
             print(table(name, results[name]))
     print('machine: ' + ', '.join(f'{k} {v}' for k, v in results['machine'].items()))

@@ -27,10 +27,11 @@ class Pong(Node):
         publisher = self.create_publisher(JointState, PONG, qos.STATE)
         self.create_subscription(JointState, PING, publisher.publish, qos.STATE)
         # Here, where `run_node` already listens to `request_exit`.
-        threading.Thread(target=_end_with_stdin, daemon=True).start()
+        threading.Thread(target=end_with_stdin, daemon=True).start()
 
 
-def _end_with_stdin() -> None:
+def end_with_stdin() -> None:
+    """Ask this process to end when its stdin is closed."""
     # Not sys.stdin: its lock, held here, would be fatal to an interpreter that ends by a signal.
     while os.read(0, 4096):
         pass
