@@ -97,12 +97,14 @@ class VelocityStream(_Timed):
     """Velocities for velocity drives; a command that times out is braked to zero.
 
     A world that is reset moves the arm, not the command: the next one has to continue the last.
+    After a timeout it may also continue what the drive does by then: it is counted by itself.
     """
 
     def __init__(self, limits: JointLimits, step_s: float, timeout_s: float) -> None:
         """Stand still."""
         super().__init__(limits, step_s, timeout_s)
         super().reset(np.zeros(len(limits.joints)))
+        self._applied = np.zeros(len(limits.joints))
 
     def reset(self, position: np.ndarray) -> None:
         """Go on with the present command; `position` [A] (rad) is where the arm is now."""
@@ -115,10 +117,18 @@ class VelocityStream(_Timed):
 
     def violations(self, velocities: np.ndarray) -> list[str]:
         """Return the limits that `command` would violate, without commanding anything."""
+        found = self._changed(velocities, self._command)
+        return found and self._changed(velocities, self._applied)
+
+    def _accept(self, values: np.ndarray, now_s: float) -> None:
+        super()._accept(values, now_s)
+        self._applied = self._command
+
+    def _changed(self, velocities: np.ndarray, before: np.ndarray) -> list[str]:
         found, limits = [], self._limits
         for what, value, limit in (
             ('velocity', velocities, limits.velocity),
-            ('acceleration', (velocities - self._command) / self._step_s, limits.acceleration),
+            ('acceleration', (velocities - before) / self._step_s, limits.acceleration),
         ):
             over = np.abs(value) > limit * (1 + RELATIVE_SLACK) + POSITION_SLACK_RAD
             if over.any():
@@ -130,10 +140,10 @@ class VelocityStream(_Timed):
         """Return the drives' references [count, A] (rad/s) from now on."""
         if not self._in_force(now_s):
             change = self._limits.acceleration * step_s * count
-            self._command = np.copysign(
-                np.maximum(np.abs(self._command) - change, 0.0), self._command
+            self._applied = np.copysign(
+                np.maximum(np.abs(self._applied) - change, 0.0), self._applied
             )
-        return np.repeat(self._command[None], count, axis=0)
+        return np.repeat(self._applied[None], count, axis=0)
 
 
 class EffortStream(_Timed):

@@ -59,7 +59,10 @@ def test_velocities_time_out_and_are_braked_within_the_acceleration_limits():
     seen = [drive.setpoints(0.12 + STEP * k, STEP, 1)[-1] for k in range(4)]
     np.testing.assert_allclose(np.array(seen)[:, 0], [0.05, 0.0, 0.0, 0.0])
     assert drive.timeouts == 1
-    assert drive.command(np.array([0.05, 0.0]), 0.2) == []  # and takes commands again, from rest
+    # It takes commands again: from rest, or from where the stream was.
+    assert drive.violations(np.array([0.05, 0.0])) == []
+    assert drive.violations(np.array([0.15, 0.0])) == []
+    assert drive.violations(np.array([-0.1, 0.0])) != []
 
 
 def test_a_reset_of_the_world_does_not_excuse_a_jump_of_the_velocity():
