@@ -16,12 +16,15 @@ import torch
 from torch import nn
 
 from dipod_ros.errors import UserError
+from dipod_ros.policy.halving import like
 
 MLP_RATIO = 4  # hidden width of a block's MLP over the width of the tokens
 
 
 class DiffusionTransformer(nn.Module):
     """Tokens are the control steps of the chunk; time and observation condition all of them."""
+
+    full_precision = ('embed', 'time', 'observation', 'output')
 
     def __init__(
         self,
@@ -61,18 +64,20 @@ class DiffusionTransformer(nn.Module):
     def condition(self, features: torch.Tensor, observation: torch.Tensor) -> torch.Tensor:
         """Return what `step` needs of time features [B, F] and observation [B, O] (or [1, O])."""
         c = self.time(features) + self.observation(observation)
-        return self.modulation(nn.functional.silu(c)) + self.neutral
+        c = like(nn.functional.silu(c), self.modulation.weight)
+        return self.modulation(c) + self.neutral
 
     def step(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Return the velocity [B, H * A] at x [B, H * A] under a condition of B rows."""
         rows = condition.reshape(-1, 6 * self.depth + 2, self.width)
         # Slices: split and unbind export as sequences, which TensorRT does not have.
         m = [rows[:, i : i + 1] for i in range(6 * self.depth + 2)]
-        h = self.embed(x.reshape(-1, self.horizon, self.joints)) + self.position
+        h = self.embed(x.reshape(-1, self.horizon, self.joints))
+        h = like(h, self.position) + self.position
         for i, block in enumerate(self.blocks):
             h = block(h, m[6 * i : 6 * i + 6])
         h = _modulated(h, *m[6 * self.depth :])
-        return self.output(h).reshape(-1, self.horizon * self.joints)
+        return self.output(like(h, self.output.weight)).reshape(-1, self.horizon * self.joints)
 
     def forward(
         self, x: torch.Tensor, features: torch.Tensor, observation: torch.Tensor

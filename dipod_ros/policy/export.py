@@ -8,7 +8,6 @@ graph by name. The same operation refits an engine on a GPU.
 
 from __future__ import annotations
 
-import copy
 import io
 import logging
 import warnings
@@ -18,6 +17,7 @@ from torch import nn
 
 from dipod_ros.policy import samplers
 from dipod_ros.policy.flow import FlowPolicy
+from dipod_ros.policy.halving import halved
 from dipod_ros.policy.networks import time_features
 
 OPSET = 21
@@ -32,23 +32,19 @@ class UnrolledSampler(nn.Module):
 
     def __init__(self, policy: FlowPolicy, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.net, self.normalizer, self.dtype = policy.net, policy.normalizer, dtype
+        self.net, self.normalizer = policy.net, policy.normalizer
         if dtype != torch.float32:
-            self.net = copy.deepcopy(policy.net).to(dtype)
+            self.net = halved(policy.net, dtype)
         self.sampler = policy.spec.sampler
         self.shape = (policy.spec.horizon, len(policy.spec.joints))
         times = samplers.evaluation_times(self.sampler)
         # Not persistent: constants of the graph, never part of a checkpoint.
-        table = time_features(torch.tensor(times)).to(dtype)
+        table = time_features(torch.tensor(times))
         self.register_buffer('time_table', table, persistent=False)
 
     def forward(self, observation: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Return the raw chunk [1, H, A] for a raw observation [1, O] and noise [1, N]."""
-
-        def low(x: torch.Tensor) -> torch.Tensor:
-            return x if self.dtype == torch.float32 else x.to(self.dtype)
-
-        o = low(self.normalizer.observation(observation))
+        o = self.normalizer.observation(observation)
         # One row per evaluation: time features, or for networks that have them whole conditions.
         conditioned = hasattr(self.net, 'condition')
         rows = self.net.condition(self.time_table, o) if conditioned else self.time_table
@@ -58,9 +54,7 @@ class UnrolledSampler(nn.Module):
             nonlocal evaluation
             row = rows[evaluation : evaluation + 1]
             evaluation += 1
-            v = self.net.step(low(x), row) if conditioned else self.net(low(x), row, o)
-            # The steps of the sampler add up in float32, whatever the network computes in.
-            return v if self.dtype == torch.float32 else v.float()
+            return self.net.step(x, row) if conditioned else self.net(x, row, o)
 
         x = samplers.sample(field, noise, self.sampler)
         return self.normalizer.action_inverse(x).reshape(1, *self.shape)
@@ -69,9 +63,9 @@ class UnrolledSampler(nn.Module):
 def export_onnx(policy: FlowPolicy, precision: str = 'fp32') -> bytes:
     """Return an ONNX model: `observation` [1, O] raw, `noise` [1, N] -> `chunk` [1, H, A] raw.
 
-    Inputs and output float32, batch 1, opset 21. With `precision` fp16 or bf16 the network and its
-    weights are of that type, as a strongly typed TensorRT network needs it; the normaliser and the
-    integration stay float32. Raises RuntimeError when the exporter fails.
+    Inputs and output float32, batch 1, opset 21. With `precision` fp16 the network and its weights
+    are of that type but for what it keeps in `full_precision`; the normaliser and the integration
+    stay float32. Raises RuntimeError when the exporter fails.
     """
     wrapper = UnrolledSampler(policy, DTYPES[precision]).eval()
     example = (torch.zeros(1, policy.spec.observation_size), torch.zeros(1, policy.spec.noise_size))

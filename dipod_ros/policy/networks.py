@@ -19,6 +19,7 @@ from torch import nn
 
 from dipod_ros.errors import UserError
 from dipod_ros.policy.dit import DiffusionTransformer
+from dipod_ros.policy.halving import like
 from dipod_ros.policy.spec import NETWORKS
 from dipod_ros.policy.unet import ConditionalUnet1D
 
@@ -38,6 +39,10 @@ class ResidualMLP(nn.Module):
     SiLU rather than Mish: every inference runtime has it.
     """
 
+    # Stay float32 when the rest is halved. They are small, and rounding what comes in and goes out
+    # makes most of the error: on the shipped flow 8e-3 of a standard deviation, without it 1.5e-3.
+    full_precision = ('input', 'output')
+
     def __init__(self, action_size: int, observation_size: int, width: int, depth: int) -> None:
         """Take D, O, the hidden width and the number of hidden layers (at least 1)."""
         super().__init__()
@@ -52,9 +57,11 @@ class ResidualMLP(nn.Module):
     ) -> torch.Tensor:
         """Return the velocity [B, D] at x [B, D]; all inputs normalised."""
         h = nn.functional.silu(self.input(torch.cat([x, features, observation], dim=-1)))
+        if self.blocks:
+            h = like(h, self.blocks[0].weight)
         for block in self.blocks:
             h = h + nn.functional.silu(block(h))
-        return self.output(h)
+        return self.output(like(h, self.output.weight))
 
 
 def build_network(

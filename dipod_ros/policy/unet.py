@@ -12,12 +12,15 @@ import torch
 from torch import nn
 
 from dipod_ros.errors import UserError
+from dipod_ros.policy.halving import like
 
 GROUPS = 8
 
 
 class ConditionalUnet1D(nn.Module):
     """Level i has width * 2^i channels at 1 / 2^i of the steps; depth levels."""
+
+    full_precision = ('time', 'observation', 'down.0', 'output')
 
     def __init__(
         self,
@@ -63,7 +66,7 @@ class ConditionalUnet1D(nn.Module):
     def condition(self, features: torch.Tensor, observation: torch.Tensor) -> torch.Tensor:
         """Return what `step` needs of time features [B, F] and observation [B, O] (or [1, O])."""
         c = self.time(features) + self.observation(observation)
-        return self.film(nn.functional.silu(c)) + self.neutral
+        return self.film(like(nn.functional.silu(c), self.film.weight)) + self.neutral
 
     def step(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Return the velocity [B, H * A] at x [B, H * A] under a condition of B rows."""
@@ -73,7 +76,7 @@ class ConditionalUnet1D(nn.Module):
             h = nn.functional.pad(h, (0, self.padding))
         kept = []
         for i, block in enumerate(self.down):
-            h = block(h, film)
+            h = like(block(h, film), self.film.weight)
             if i < len(self.downsample):
                 kept.append(h)
                 h = self.downsample[i](h)
@@ -81,7 +84,7 @@ class ConditionalUnet1D(nn.Module):
         for upsample, block in zip(self.upsample, self.up, strict=True):
             h = torch.cat([upsample(h), kept.pop()], dim=1)
             h = block(h, film)
-        h = self.output(h)
+        h = self.output(like(h, self.output.weight))
         if self.padding:
             h = h.narrow(2, 0, self.horizon)
         return h.transpose(1, 2).reshape(-1, self.horizon * self.joints)
@@ -106,7 +109,8 @@ class _Block(nn.Module):
         self.around = nn.Conv1d(before, after, 1) if before != after else nn.Identity()
 
     def forward(self, x: torch.Tensor, film: _Film) -> torch.Tensor:
-        scale, shift = film.take(self.channels), film.take(self.channels)
+        own = self.first.weight
+        scale, shift = (like(film.take(self.channels), own) for _ in range(2))
         h = nn.functional.silu(self.first_norm(self.first(x)) * scale + shift)
         return self.around(x) + nn.functional.silu(self.second_norm(self.second(h)))
 

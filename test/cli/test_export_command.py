@@ -45,7 +45,8 @@ def test_the_files_say_what_they_are_and_do_what_the_policy_does(checkpoint, tmp
     slots = {i.name: i for i in model.graph.initializer}
     assert {k: list(slots[k].dims) for k in manifest['weights']} == manifest['weights']
     kinds = {n: slots[n].data_type for n in manifest['weights']}
-    assert {k for n, k in kinds.items() if n.startswith('net.')} == {HALF[precision]}
+    assert kinds['net.blocks.0.weight'] == HALF[precision]
+    assert kinds['net.input.weight'] == kinds['net.output.weight'] == HALF['fp32']
     assert {k for n, k in kinds.items() if n.startswith('normalizer.')} == {HALF['fp32']}
     session = ort.InferenceSession(graph, providers=['CPUExecutionProvider'])
     rng = np.random.default_rng(1)
@@ -64,8 +65,7 @@ def test_a_graph_that_differs_is_refused_and_nothing_is_written(
 ):
     """Half a network that overflows: 1e5 is no number in float16."""
     policy = make_policy(0)
-    policy.net.output.weight.mul_(1e6)
-    policy.net.output.bias.zero_()
+    policy.net.blocks[0].weight.mul_(1e6)
     policy.save(tmp_path / 'large')
     out = tmp_path / 'out'
     assert export(tmp_path / 'large', '--out', out, '--precision', 'fp16') == 2
