@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from dipod_ros.errors import UserError
-    from dipod_ros.learning.dataset import Demonstrations
+    from dipod_ros.learning.dataset import Demonstrations, require_space
     from dipod_ros.learning.evaluate import wilson_interval
     from dipod_ros.learning.task_spec import spec_for
     from dipod_ros.sim.demonstrations import collect
@@ -39,7 +39,9 @@ def run(args: argparse.Namespace) -> int:
     if args.episodes < 1:
         raise UserError(f'--episodes must be at least 1, got {args.episodes}')
     out = args.out or f'runs/demos/{args.task}.safetensors'
-    spec = spec_for(ChunkVectorEnv(args.task, 1, args.robot, seed=args.seed))
+    env = ChunkVectorEnv(args.task, 1, args.robot, seed=args.seed)
+    spec = spec_for(env)
+    require_space(spec, args.episodes * max(1, env.task.decisions))
     parts, offset = [], 0
     with tqdm(total=args.episodes, unit='episode', desc='demonstrating') as bar:
         while offset < args.episodes:
@@ -56,6 +58,9 @@ def run(args: argparse.Namespace) -> int:
         episodes=np.concatenate([p.episodes + start for p, start in parts]),
         success=np.concatenate([p.success for p, _ in parts]),
         seed=args.seed,
+        images={
+            name: np.concatenate([p.images[name] for p, _ in parts]) for name in parts[0][0].images
+        },
     )
     demonstrations.save(out)
     successes = int(demonstrations.success.sum())

@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from dipod_ros.learning.distill import DistillConfig, distill
     from dipod_ros.learning.rollout import collect_episodes
     from dipod_ros.learning.seeding import numpy_rng
+    from dipod_ros.learning.vision import see_with
     from dipod_ros.policy import checkpoint as ckpt
     from dipod_ros.policy.flow import FlowPolicy
     from dipod_ros.sim.vector_env import ChunkVectorEnv
@@ -69,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     start = time.monotonic()
     worlds = min(256, args.episodes)
     env = ChunkVectorEnv(teacher.spec.task, worlds, teacher.spec.robot, seed=0, autoreset=False)
+    see_with(env, teacher)
     observations = []
     with tqdm(total=args.episodes, unit='episode', desc='teacher') as bar:
         for batch in range(-(-args.episodes // worlds)):

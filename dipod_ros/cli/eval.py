@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
     from dipod_ros.errors import UserError
     from dipod_ros.learning.evaluate import evaluate_policy
+    from dipod_ros.learning.vision import see_with
     from dipod_ros.policy.flow import load_policy
     from dipod_ros.sim.vector_env import ChunkVectorEnv
 
@@ -62,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
             f'{args.checkpoint} was made for {policy.spec.task}; its joints, streams or horizon '
             f'do not fit task {task}'
         )
+    see_with(env, policy)
     rates = {}
     with tqdm(total=args.episodes * len(samplers), unit='episode', desc='evaluating') as bar:
         for i, sampler in enumerate(samplers):

@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from dipod_ros.learning.rollout import collect_episodes
     from dipod_ros.learning.run import RunConfig, TrainingRun, read_metrics
     from dipod_ros.learning.seeding import numpy_rng
+    from dipod_ros.learning.vision import see_with
     from dipod_ros.policy.flow import load_policy
     from dipod_ros.sim.vector_env import ChunkVectorEnv
 
@@ -99,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
     )
     spec, learner = training.initial.spec, training.learner
     env = ChunkVectorEnv(spec.task, args.episodes, spec.robot, seed=args.seed, autoreset=False)
+    see_with(env, learner.policy)
     start = time.monotonic()
     silent = parallel.rank() > 0
     with tqdm(total=args.control_steps, unit='step', desc='learning', disable=silent) as bar:
@@ -134,6 +136,7 @@ def run(args: argparse.Namespace) -> int:
         policies['student'] = load_policy(training.student.path)
     training.close()
     worlds = ChunkVectorEnv(spec.task, 256, spec.robot, seed=0, autoreset=False)
+    see_with(worlds, learner.policy)
     results = {}
     for name, policy in policies.items():
         rate = evaluate_policy(worlds, policy, episodes=args.eval_episodes, seed=args.seed)

@@ -77,6 +77,7 @@ def _write_card(folder: Path, commands: list[str], samplers, episodes: int) -> N
 
     from dipod_ros.cli.arguments import parse_sampler
     from dipod_ros.learning.evaluate import evaluate_policy
+    from dipod_ros.learning.vision import see_with
     from dipod_ros.policy import checkpoint as ckpt
     from dipod_ros.policy.flow import FlowPolicy
     from dipod_ros.sim.vector_env import ChunkVectorEnv
@@ -85,6 +86,7 @@ def _write_card(folder: Path, commands: list[str], samplers, episodes: int) -> N
     policy, manifest = FlowPolicy.from_checkpoint(checkpoint), checkpoint.manifest
     spec = policy.spec
     env = ChunkVectorEnv(spec.task, 256, spec.robot, seed=0, autoreset=False)
+    see_with(env, policy)
     rows = []
     for text in tqdm(samplers, unit='sampler', desc=folder.name):
         sampler = parse_sampler(text)

@@ -11,6 +11,8 @@ from dipod_ros.cli.output import add_json_argument, write_json
 from dipod_ros.errors import UserError
 
 HELP = 'clone a flow policy from demonstrations'
+# Chunks per step, and with pictures, where the encoder is what costs, flow samples per chunk too.
+BATCH, PICTURE_BATCH, PICTURE_SAMPLES = 512, 64, 8
 
 # Sizes of each network where the command line gives none.
 SIZES = {
@@ -32,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         given = ', '.join(f'{k} {s[name]}' for k, s in SIZES.items() if name in s)
         parser.add_argument(f'--{name}', type=int, help=f'default {given}')
     parser.add_argument('--steps', type=int, default=4500, help='default %(default)s')
-    parser.add_argument('--batch', type=int, default=512, help='default %(default)s')
+    parser.add_argument(
+        '--batch', type=int, help=f'default {BATCH}, with pictures {PICTURE_BATCH}'
+    )
     parser.add_argument('--seed', type=int, default=0, help='default %(default)s')
     parser.add_argument(
         '--overwrite', action='store_true', help='replace the checkpoint that is there'
@@ -62,7 +66,12 @@ def run(args: argparse.Namespace) -> int:
         sampler=parse_sampler(args.sampler),
         network=_network(args),
     )
-    config = PretrainConfig(steps=args.steps, batch=args.batch, seed=args.seed)
+    config = PretrainConfig(
+        steps=args.steps,
+        batch=args.batch or (PICTURE_BATCH if spec.images else BATCH),
+        samples=PICTURE_SAMPLES if spec.images else 1,
+        seed=args.seed,
+    )
     start = time.monotonic()
     loss = 0.0
     with tqdm(total=config.steps, unit='step', desc='cloning') as bar:

@@ -9,6 +9,7 @@ import numpy as np
 
 from dipod_ros.errors import UserError
 from dipod_ros.learning.seeding import numpy_rng
+from dipod_ros.learning.vision import see_with
 from dipod_ros.policy.flow import FlowPolicy
 from dipod_ros.sim.vector_env import ChunkVectorEnv
 
@@ -31,6 +32,7 @@ def record_video(path: Path, policy: FlowPolicy, task: str, episodes: int, seed:
     if episodes < 1:
         raise UserError(f'a video needs at least 1 episode, got {episodes}')
     env = ChunkVectorEnv(task, episodes, policy.spec.robot, seed=seed, autoreset=False)
+    see_with(env, policy)
     renderer = SceneRenderer(env.task.world, WIDTH, HEIGHT)
     pictures: list[np.ndarray] = []
     frames: list[np.ndarray] = []

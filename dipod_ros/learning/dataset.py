@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,9 @@ from dipod_ros.policy.atomic import write_file
 from dipod_ros.policy.spec import PolicySpec
 
 SCHEMA = 'dipod_ros.demonstrations/1'
+IMAGES = 'images.'
+# Training holds them in memory: 70 000 pictures of 96x96 pixels are 2 GB.
+MAX_IMAGE_BYTES = 2 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +29,8 @@ class Demonstrations:
     """Demonstrated decisions of one task.
 
     observations [M, O] raw; actions [M, H, A] executed increments (rad per control step);
-    episodes [M] int, the episode each decision belongs to; success [E] bool per episode.
+    episodes [M] int, the episode each decision belongs to; success [E] bool per episode;
+    images uint8 [M, H, W, C] by image stream, whose places in the observations are 0.
     """
 
     spec: PolicySpec
@@ -34,16 +39,22 @@ class Demonstrations:
     episodes: np.ndarray
     success: np.ndarray
     seed: int
+    images: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the dataset atomically; raises UserError when the folder is not writable."""
+        """Write the dataset atomically.
+
+        Raises UserError when the folder is not writable or the pictures are too many.
+        """
         path = Path(path)
+        self._check()
         payload = dump(
             {
                 'observations': np.ascontiguousarray(self.observations, np.float32),
                 'actions': np.ascontiguousarray(self.actions, np.float32),
                 'episodes': np.ascontiguousarray(self.episodes, np.int32),
                 'success': np.ascontiguousarray(self.success, np.uint8),
+                **{f'{IMAGES}{k}': np.ascontiguousarray(v) for k, v in self.images.items()},
             },
             metadata={
                 'schema': SCHEMA,
@@ -74,6 +85,9 @@ class Demonstrations:
                 episodes=arrays['episodes'],
                 success=arrays['success'].astype(bool),
                 seed=int(json.loads(metadata['seed'])),
+                images={
+                    k.removeprefix(IMAGES): v for k, v in arrays.items() if k.startswith(IMAGES)
+                },
             )
             data._check()
             return data
@@ -96,3 +110,18 @@ class Demonstrations:
                 raise UserError(f'{name} has shape {values.shape}, expected {shape}')
             if not np.all(np.isfinite(values)):
                 raise UserError(f'{name} holds numbers that are not finite')
+        needed = {s.name: (rows, *s.image.shape) for s, _ in self.spec.images}
+        found = {k: v.shape for k, v in self.images.items() if v.dtype == np.uint8}
+        if found != needed or len(found) != len(self.images):
+            raise UserError(f'pictures {found} do not fit the image streams {needed}')
+        require_space(self.spec, rows)
+
+
+def require_space(spec: PolicySpec, rows: int) -> None:
+    """Raise UserError when the pictures of so many decisions would be too large to train on."""
+    size = rows * sum(int(np.prod(s.image.shape)) for s, _ in spec.images)
+    if size > MAX_IMAGE_BYTES:
+        raise UserError(
+            f'{rows} decisions are {size >> 20} MB of pictures, at most '
+            f'{MAX_IMAGE_BYTES >> 20} MB can be used: record fewer episodes, or smaller pictures'
+        )

@@ -8,23 +8,28 @@ from collections.abc import Iterator
 import numpy as np
 
 from dipod_ros.nodes._mujoco_sim_params import MujocoSimParams
-from dipod_ros.sim.world import World
+from dipod_ros.sim.tasks.base import Task
 
 
 class Cameras:
-    """All cameras asked for, sharing one renderer."""
+    """All cameras asked for or looked through, sharing one renderer."""
 
-    def __init__(self, params: MujocoSimParams, world: World) -> None:
-        """Open them; raises UserError for an unknown camera, NoGL where nothing can be drawn."""
+    def __init__(self, params: MujocoSimParams, task: Task) -> None:
+        """Open them, and those that policies of the task see through.
+
+        Raises UserError for an unknown camera, NoGL where nothing can be drawn.
+        """
+        names = tuple(dict.fromkeys((*params.cameras, *task.cameras().values())))
+        world = task.world
         self._every = params.camera_every
         self._focal_px: dict[str, float] = {}
         self._renderer = None
-        if params.cameras:
+        if names:
             from dipod_ros.sim.render import SceneRenderer, focal_length
 
             width, height = params.camera_width, params.camera_height
-            self._focal_px = {c: focal_length(world, c, height) for c in params.cameras}
-            self._renderer = SceneRenderer(world, width, height)
+            self._focal_px = {c: focal_length(world, c, height) for c in names}
+            self._renderer = SceneRenderer(world, width, height, smooth=False)
 
     def pictures(
         self, tick: int, state: np.ndarray, goal: np.ndarray

@@ -125,7 +125,9 @@ class WorldTopics:
         image.encoding, image.step = 'rgb8', rgb.shape[1] * 3
         # An array goes through unchecked; bytes are checked one by one, a thousand times slower.
         image.data = array('B', rgb.tobytes())
-        self._send(f'{camera}/image_raw', Image, qos.SENSOR, image)
+        # In lockstep a lost picture would stall the world of whoever acts on it until the resend.
+        profile = qos.STATE if self._lockstep else qos.SENSOR
+        self._send(f'{camera}/image_raw', Image, profile, image)
         info = CameraInfo(header=image.header, height=image.height, width=image.width)
         f, cx, cy = focal_px, image.width / 2, image.height / 2
         info.distortion_model = 'plumb_bob'

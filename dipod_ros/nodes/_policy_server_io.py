@@ -41,8 +41,9 @@ class SensorInput:
         self._on_outcome = on_outcome
         self._index = messages.JointIndex(joints)
         # In lockstep a lost sample stalls the world until it asks again.
+        self._lockstep = lockstep
         self._qos = qos.STATE if lockstep else qos.SENSOR
-        self._topics: dict[tuple[type, str], object] = {}
+        self._topics: dict[tuple[object, str], object] = {}
         self._velocity_topics: set[str] = set()
         self._subscribe(Float64MultiArray, 'outcome', self._outcome, qos.OUTCOME)
 
@@ -52,6 +53,9 @@ class SensorInput:
             return
         if stream.source == 'joint_velocity':
             self._velocity_topics.add(stream.topic)
+        if stream.source == 'image':
+            self._listen_to_camera(stream.topic)
+            return
         kind, read = {
             'joint_position': (JointState, self._joint_state),
             'joint_velocity': (JointState, self._joint_state),
@@ -60,6 +64,14 @@ class SensorInput:
         }[stream.source]
         topic = stream.topic
         self._subscribe(kind, topic, lambda msg: read(topic, msg), self._qos)
+
+    def _listen_to_camera(self, topic: str) -> None:
+        from dipod_ros.nodes import _policy_server_camera as camera
+
+        if (camera, topic) not in self._topics:
+            self._topics[camera, topic] = camera.subscribe(
+                self._node, topic, self._buffer, self._lockstep, self._on_sample
+            )
 
     def close(self) -> None:
         """Stop listening."""

@@ -70,7 +70,7 @@ class MujocoSim(Node):
         ]
         for world, position in zip(self.worlds, self.episodes.worlds.joint_position, strict=True):
             world.restart(position)
-        self._cameras = Cameras(p, task.world)
+        self._cameras = Cameras(p, task)
         self._clock_pub = self.create_publisher(Clock, '/clock', 10)
         self._status = self.create_publisher(String, '~/status', qos.LATCHED)
         self.create_service(Trigger, '~/reset', self._on_reset)

@@ -24,6 +24,7 @@ from safetensors.numpy import save as dump_safetensors
 
 from dipod_ros.errors import UserError
 from dipod_ros.policy.atomic import write_folder
+from dipod_ros.policy.image import check_encoder_weights, split_weights
 from dipod_ros.policy.spec import PolicySpec
 
 FORMAT_VERSION = 1
@@ -46,11 +47,15 @@ class CheckpointError(UserError):
 
 @dataclass(frozen=True, eq=False)
 class Golden:
-    """One fixed observation [O] and noise [N] with the chunk [H, A] (rad) they must give."""
+    """One fixed observation [O] and noise [N] with the chunk [H, A] (rad) they must give.
+
+    `features` [F] by image stream are what its encoder must make of `image.golden_image`.
+    """
 
     observation: np.ndarray
     noise: np.ndarray
     chunk: np.ndarray
+    features: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +83,10 @@ class Checkpoint:
     def spec(self) -> PolicySpec:
         """The policy's specification."""
         return self.manifest.spec
+
+    def without_encoders(self) -> Checkpoint:
+        """Return the same checkpoint with the weights of the policy's own network alone."""
+        return Checkpoint(self.manifest, split_weights(self.weights)[0])
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
@@ -152,7 +161,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         weights = parse_safetensors(payload)
     except (SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(f'{file} is not a safetensors file: {error}') from error
-    _check_weights(weights, str(file))
+    _check_weights(manifest.spec, weights, str(file))
     return Checkpoint(manifest, weights)
 
 
@@ -184,7 +193,7 @@ def save(
         raise CheckpointError(
             f'{folder} is no checkpoint and is not overwritten; choose another name'
         )
-    _check_weights(weights, f'cannot write {folder}')
+    _check_weights(spec, weights, f'cannot write {folder}')
     payload = dump_safetensors({k: np.ascontiguousarray(v) for k, v in weights.items()})
     sha = hashlib.sha256(payload).hexdigest()
     manifest: dict[str, Any] = {
@@ -203,6 +212,8 @@ def save(
             'noise': _plain(golden.noise),
             'chunk': _plain(golden.chunk),
         }
+        if golden.features:
+            manifest['golden']['features'] = _plain(golden.features)
     text = yaml.safe_dump(manifest, sort_keys=False, default_flow_style=None, width=110)
     files = {WEIGHTS_FILE: payload, MANIFEST_FILE: text.encode()}
     for name, body in (extra_files or {}).items():
@@ -268,13 +279,17 @@ def _parse_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_YAML)
 
 
-def _check_weights(weights: Mapping[str, np.ndarray], where: str) -> None:
+def _check_weights(spec: PolicySpec, weights: Mapping[str, np.ndarray], where: str) -> None:
     bad = [k for k, v in weights.items() if v.dtype != np.float32]
     if bad:
         raise CheckpointError(f'{where}: weights that are not float32 in {bad[:3]}')
     bad = [k for k, v in weights.items() if not np.all(np.isfinite(v))]
     if bad:
         raise CheckpointError(f'{where}: weights that are not finite in {bad[:3]}')
+    try:
+        check_encoder_weights(spec.streams, weights)
+    except UserError as error:
+        raise CheckpointError(f'{where}: {error}') from error
 
 
 def _read_golden(data: Any, spec: PolicySpec) -> Golden | None:
@@ -283,7 +298,16 @@ def _read_golden(data: Any, spec: PolicySpec) -> Golden | None:
     names = ('observation', 'noise', 'chunk')
     if not isinstance(data, Mapping) or not data.keys() >= set(names):
         raise UserError(f'golden must give {list(names)}')
-    golden = Golden(*(np.asarray(data[k], dtype=np.float32) for k in names))
+    features = data.get('features') or {}
+    if not isinstance(features, Mapping):
+        raise UserError('golden features must be given by stream')
+    golden = Golden(
+        *(np.asarray(data[k], dtype=np.float32) for k in names),
+        {str(k): np.asarray(v, dtype=np.float32) for k, v in features.items()},
+    )
+    images = {s.name: (s.size,) for s, _ in spec.images}
+    if {k: v.shape for k, v in golden.features.items()} != images:
+        raise UserError(f'golden features must be given for the image streams {list(images)}')
     shapes = (
         (spec.observation_size,),
         (spec.noise_size,),

@@ -19,6 +19,8 @@ from dipod_ros.policy import samplers
 from dipod_ros.policy.flow import FlowPolicy
 from dipod_ros.policy.halving import halved
 from dipod_ros.policy.networks import time_features
+from dipod_ros.policy.spec import Stream
+from dipod_ros.policy.vision import KeypointEncoder
 
 OPSET = 21
 DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
@@ -67,8 +69,28 @@ def export_onnx(policy: FlowPolicy, precision: str = 'fp32') -> bytes:
     are of that type but for what it keeps in `full_precision`; the normaliser and the integration
     stay float32. Raises RuntimeError when the exporter fails.
     """
-    wrapper = UnrolledSampler(policy, DTYPES[precision]).eval()
     example = (torch.zeros(1, policy.spec.observation_size), torch.zeros(1, policy.spec.noise_size))
+    return to_onnx(
+        UnrolledSampler(policy, DTYPES[precision]), example, ['observation', 'noise'], 'chunk'
+    )
+
+
+def export_encoder(stream: Stream) -> bytes:
+    """Return an ONNX model of a stream's encoder: `image` uint8 [1, H, W, C] -> `features` [1, F].
+
+    Its weights are random: they are put in by name. Raises RuntimeError when the exporter fails.
+    """
+    picture = torch.zeros(1, *stream.image.shape, dtype=torch.uint8)
+    return to_onnx(KeypointEncoder(stream), (picture,), ['image'], 'features')
+
+
+def to_onnx(
+    module: nn.Module, example: tuple[torch.Tensor, ...], inputs: list[str], output: str
+) -> bytes:
+    """Return a module as an ONNX model of the shapes of `example`, weights under their own names.
+
+    Raises RuntimeError when the exporter fails.
+    """
     buffer = io.BytesIO()
     # The exporter reports its own progress and deprecations; a node's log is no place for them.
     log = logging.getLogger('torch.onnx')
@@ -78,10 +100,10 @@ def export_onnx(policy: FlowPolicy, precision: str = 'fp32') -> bytes:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter('ignore')
             program = torch.onnx.export(
-                wrapper,
+                module.eval(),
                 example,
-                input_names=['observation', 'noise'],
-                output_names=['chunk'],
+                input_names=inputs,
+                output_names=[output],
                 opset_version=OPSET,
                 dynamo=True,
                 optimize=False,

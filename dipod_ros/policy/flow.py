@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from dipod_ros.errors import UserError
 from dipod_ros.policy import checkpoint as ckpt
 from dipod_ros.policy import samplers
+from dipod_ros.policy.image import check_encoder_weights, split_weights
 from dipod_ros.policy.networks import build_network, time_features
 from dipod_ros.policy.spec import PolicySpec, SamplerSpec
 
@@ -70,6 +72,9 @@ class FlowPolicy(nn.Module):
         self.net = build_network(
             spec.network, spec.action_size, spec.observation_size, spec.horizon
         )
+        # Of the image streams, as a checkpoint stores them: frozen cargo, not part of the network,
+        # so that what trains, samples or distils a policy only ever sees features.
+        self.encoder_weights: dict[str, np.ndarray] = {}
 
     def velocity(self, x: torch.Tensor, t: torch.Tensor, observation: torch.Tensor) -> torch.Tensor:
         """Return v [B, D] at normalised x [B, D], t [B], normalised observation [B, O]."""
@@ -129,7 +134,8 @@ class FlowPolicy(nn.Module):
 
     def weights(self) -> dict[str, np.ndarray]:
         """Return all tensors by name, as a checkpoint stores them."""
-        return {k: v.detach().cpu().numpy().copy() for k, v in self.state_dict().items()}
+        own = {k: v.detach().cpu().numpy().copy() for k, v in self.state_dict().items()}
+        return own | self.encoder_weights
 
     @classmethod
     def from_checkpoint(cls, checkpoint: ckpt.Checkpoint) -> FlowPolicy:
@@ -139,8 +145,17 @@ class FlowPolicy(nn.Module):
         return policy
 
     def load_weights(self, weights: Mapping[str, np.ndarray]) -> None:
-        """Copy weights by name; raises CheckpointError when names or shapes differ."""
+        """Copy weights by name; raises CheckpointError when names or shapes differ.
+
+        Without any of image encoders, those there are stay: an engine has no use for them.
+        """
         own = self.state_dict()
+        weights, encoders = split_weights(weights)
+        if encoders:
+            try:
+                check_encoder_weights(self.spec.streams, encoders)
+            except UserError as error:
+                raise ckpt.CheckpointError(str(error)) from error
         missing, unknown = own.keys() - weights.keys(), weights.keys() - own.keys()
         if missing or unknown:
             raise ckpt.CheckpointError(
@@ -154,6 +169,8 @@ class FlowPolicy(nn.Module):
                     f'the network needs {tuple(own[name].shape)}'
                 )
         self.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in weights.items()})
+        if encoders:
+            self.encoder_weights = {k: np.array(v) for k, v in encoders.items()}
 
     def golden(self, seed: int = 0) -> ckpt.Golden:
         """Return a fixed input with the chunk that this policy gives for it."""
@@ -162,7 +179,13 @@ class FlowPolicy(nn.Module):
         z = rng.standard_normal(self.spec.observation_size).astype(np.float32)
         observation = mean.numpy() + z * std.numpy()
         noise = rng.standard_normal(self.spec.noise_size).astype(np.float32)
-        return ckpt.Golden(observation, noise, self.act(observation[None], noise[None])[0])
+        features = {}
+        if self.spec.images:
+            from dipod_ros.policy.vision import golden_features
+
+            features = golden_features(self.spec, self.encoder_weights)
+        chunk = self.act(observation[None], noise[None])[0]
+        return ckpt.Golden(observation, noise, chunk, features)
 
     def save(
         self,

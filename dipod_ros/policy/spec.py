@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from dipod_ros.errors import UserError
+from dipod_ros.policy.image import ImageSettings
 from dipod_ros.policy.limits import JointLimits
 
-SOURCES = ('joint_position', 'joint_velocity', 'command', 'point', 'vector')
+SOURCES = ('joint_position', 'joint_velocity', 'command', 'point', 'vector', 'image')
 SOLVERS = ('euler', 'midpoint', 'sde', 'chain')
 # joint_delta: rad per control step, from the last commanded control point.
 # raw: actions in the env's own units; benchmark environments only.
@@ -35,7 +36,8 @@ class Stream:
 
     source: `joint_position` (rad) and `joint_velocity` (rad/s) come from a JointState, by joint
     name; `command` is the last commanded control point (rad), which the server knows itself;
-    `point` is a geometry_msgs/PointStamped (m); `vector` is a std_msgs/Float64MultiArray.
+    `point` is a geometry_msgs/PointStamped (m); `vector` is a std_msgs/Float64MultiArray; `image`
+    is what an encoder makes of a sensor_msgs/Image or CompressedImage, `size` features.
     """
 
     name: str
@@ -44,6 +46,8 @@ class Stream:
     topic: str = ''
     # Older than this counts as stale: the arm brakes and holds. 0.2 s is five control periods.
     max_age_s: float = 0.2
+    # What the encoder looks at; for source `image` only.
+    image: ImageSettings | None = None
 
     def __post_init__(self) -> None:
         if self.source not in SOURCES:
@@ -56,6 +60,41 @@ class Stream:
             raise SpecError(f'stream {self.name}: a point has size 3, not {self.size}')
         if self.source != 'command' and not self.topic:
             raise SpecError(f'stream {self.name}: source {self.source} needs a topic')
+        if (self.source == 'image') != (self.image is not None):
+            raise SpecError(
+                f'stream {self.name}: source image, and no other, needs the settings of its image'
+            )
+        if self.image is not None and (not self.name or '.' in self.name):
+            # Names of weights are made of it.
+            raise SpecError(f'image stream {self.name!r}: give it a name without a dot')
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for a YAML manifest."""
+        values: dict[str, Any] = {
+            'name': self.name,
+            'source': self.source,
+            'size': self.size,
+            'topic': self.topic,
+            'max_age_s': self.max_age_s,
+        }
+        return values if self.image is None else {**values, 'image': self.image.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Stream:
+        """Read what `to_dict` wrote; raises UserError naming what is wrong."""
+        image, name = data.get('image'), str(data['name'])
+        try:
+            settings = None if image is None else ImageSettings.from_dict(image)
+        except UserError as error:
+            raise SpecError(f'stream {name}: {error}') from error
+        return cls(
+            name=name,
+            source=str(data['source']),
+            size=int(data['size']),
+            topic=str(data.get('topic', '')),
+            max_age_s=float(data.get('max_age_s', 0.2)),
+            image=settings,
+        )
 
 
 @dataclass(frozen=True)
@@ -159,6 +198,16 @@ class PolicySpec:
         return sum(s.size for s in self.streams)
 
     @property
+    def images(self) -> tuple[tuple[Stream, slice], ...]:
+        """The image streams, each with its place in the observation vector."""
+        ends = np.cumsum([s.size for s in self.streams]).tolist()
+        return tuple(
+            (s, slice(end - s.size, end))
+            for s, end in zip(self.streams, ends, strict=True)
+            if s.image is not None
+        )
+
+    @property
     def action_size(self) -> int:
         """Length H*A of a flattened chunk."""
         return self.horizon * len(self.joints)
@@ -208,16 +257,7 @@ class PolicySpec:
             'joints': list(self.joints),
             'limits': self.limits.to_params(),
             'units': {'position': 'rad', 'velocity': 'rad/s', 'acceleration': 'rad/s^2'},
-            'streams': [
-                {
-                    'name': s.name,
-                    'source': s.source,
-                    'size': s.size,
-                    'topic': s.topic,
-                    'max_age_s': s.max_age_s,
-                }
-                for s in self.streams
-            ],
+            'streams': [s.to_dict() for s in self.streams],
             'horizon': self.horizon,
             'control_period_s': self.control_period_s,
             'action': self.action,
@@ -241,16 +281,7 @@ class PolicySpec:
                 robot=str(data['robot']),
                 joints=joints,
                 limits=JointLimits.from_params(joints, data['limits']),
-                streams=tuple(
-                    Stream(
-                        name=str(s['name']),
-                        source=str(s['source']),
-                        size=int(s['size']),
-                        topic=str(s.get('topic', '')),
-                        max_age_s=float(s.get('max_age_s', 0.2)),
-                    )
-                    for s in data['streams']
-                ),
+                streams=tuple(Stream.from_dict(s) for s in data['streams']),
                 horizon=int(data['horizon']),
                 control_period_s=float(data['control_period_s']),
                 action=str(data['action']),

@@ -29,6 +29,9 @@ def _profile(depth: int, *, reliable: bool = True, latched: bool = False) -> QoS
 # driver wait for a slow reader.
 SENSOR = qos_profile_sensor_data
 
+# Reading a camera in real time: only the newest picture counts, and a queue of them is work.
+IMAGE = _profile(1, reliable=False)
+
 # Publishing state (joint_states, task streams), and reading it in lockstep where a lost sample
 # would stall the world until the resend. Reliable like joint_state_broadcaster, so that both
 # reliable and best-effort readers match.

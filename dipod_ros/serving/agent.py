@@ -4,13 +4,18 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dipod_ros.serving.loader import LoadedPolicy
 from dipod_ros.serving.noise import NoiseSource
 from dipod_ros.serving.swap import HotSwap
+
+if TYPE_CHECKING:
+    from dipod_ros.serving.picture import Picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,13 +64,18 @@ class Agent:
             self._swap.take(self._install)
         return self.policy
 
-    def sample(self, observation: np.ndarray) -> Sampled:
-        """Sample a chunk; an engine that raises gives a chunk of NaN and the reason."""
+    def sample(self, observation: np.ndarray, pictures: Sequence[Picture] = ()) -> Sampled:
+        """Sample a chunk; an engine that raises gives a chunk of NaN and the reason.
+
+        The features of `pictures`, one per image stream, are put into the observation.
+        """
         policy = self.policy
         spec = policy.manifest.spec
         noise = self.noise.sample(self.number, spec.noise_size)
         fault = ''
         try:
+            if policy.eyes is not None:
+                policy.eyes.look(pictures, observation)
             chunk = policy.engine.run(observation, noise)
         except Exception as error:  # whatever a backend raises, the arm has to brake
             fault = f'{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}'

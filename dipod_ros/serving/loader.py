@@ -8,12 +8,24 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dipod_ros.policy.checkpoint import CheckpointError, Manifest, load, read_manifest, resolve
+from dipod_ros.policy.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    Manifest,
+    load,
+    read_manifest,
+    resolve,
+)
 from dipod_ros.policy.limits import JointLimits
 from dipod_ros.serving.engines.base import PolicyEngine, check_golden
+from dipod_ros.serving.engines.encoder import EncoderFactory
 from dipod_ros.serving.engines.select import EngineFactory
 from dipod_ros.serving.observation import ObservationLayout
+
+if TYPE_CHECKING:
+    from dipod_ros.serving.vision import Eyes
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +35,7 @@ class LoadedPolicy:
     manifest: Manifest
     engine: PolicyEngine
     layout: ObservationLayout
+    eyes: Eyes | None = None  # of a policy with image streams
 
 
 class PolicyLoader:
@@ -40,6 +53,7 @@ class PolicyLoader:
         self._control_period_s = control_period_s
         self._model_dirs = tuple(model_dirs)
         self.engines = engines
+        self._encoders = EncoderFactory(engines.name, engines.threads)
         self._building = threading.Lock()  # the factory keeps the last engine of each graph
 
     def validate(self, name_or_path: str, sha256: str = '') -> Manifest:
@@ -71,6 +85,15 @@ class PolicyLoader:
             raise CheckpointError(f'{manifest.path} changed since it was requested; ask again')
         with self._building:
             engine = self.engines.build(checkpoint)
+            eyes = self._eyes(checkpoint)
         check_golden(engine, checkpoint.manifest.golden)
         layout = ObservationLayout(checkpoint.spec, self._limits.joints)
-        return LoadedPolicy(checkpoint.manifest, engine, layout)
+        return LoadedPolicy(checkpoint.manifest, engine, layout, eyes)
+
+    def _eyes(self, checkpoint: Checkpoint) -> Eyes | None:
+        images = checkpoint.spec.images
+        if not images:
+            return None
+        from dipod_ros.serving.vision import Eyes  # loads OpenCV
+
+        return Eyes(images, self._encoders.build(checkpoint))

@@ -117,8 +117,9 @@ class LockstepLoop(Loop):
                     return None
                 base = self.timeline.command(self.tick)
                 vector = policy.layout.assemble(self.buffer, base)
+                pictures = policy.layout.pictures(self.buffer)
         if due:
-            sampled = self._run(vector)
+            sampled = self._run(vector, pictures)
         with self.wake:
             if due:
                 plan = self._schedule(sampled, base, self.tick)

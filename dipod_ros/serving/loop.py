@@ -9,8 +9,9 @@ runs.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from dipod_ros.serving.notices import Notices
 from dipod_ros.serving.observation import ObservationBuffer, Sample, Snapshot
 from dipod_ros.serving.safety import FAULT, RESYNC, SafetyFilter
 from dipod_ros.serving.timeline import ChunkTimeline, Plan
+
+if TYPE_CHECKING:
+    from dipod_ros.serving.picture import Picture
 
 # To a loop, velocities and torques are positions: they are made of the same samples.
 INTERFACES = ('trajectory', 'position', 'velocity', 'effort')
@@ -163,11 +167,11 @@ class Loop:
             self._ramp_due = True
             self.timeline.reset(position, self.tick)
 
-    def _run(self, observation: np.ndarray) -> Sampled:
+    def _run(self, observation: np.ndarray, pictures: Sequence[Picture] = ()) -> Sampled:
         """Sample a chunk; call without holding `wake`."""
         self._seen = self.buffer.snapshot()
         start = self.clock()
-        sampled = self.agent.sample(observation)
+        sampled = self.agent.sample(observation, pictures)
         self.engine_latency.add(self.clock() - start)
         return sampled
 

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dipod_ros.policy.spec import PolicySpec, Stream
+
+if TYPE_CHECKING:
+    from dipod_ros.serving.picture import Picture
 
 # Two stamps closer than this are the same instant (float seconds of today resolve ~0.25 us).
 SAME_STAMP_NS = 1000
@@ -22,7 +26,7 @@ SAME_STAMP_NS = 1000
 class Sample:
     """One accepted sample; joint arrays are in the robot's joint order."""
 
-    values: np.ndarray  # float64
+    values: np.ndarray | Picture  # float64; a picture for the source `image`
     stamp_ns: int  # the sender's clock; 0 when it gave none
     received_s: float  # steady clock
 
@@ -63,13 +67,13 @@ class ObservationBuffer:
         # Judges (source, topic, stamp, receipt): why a sample is refused, '' when it is not.
         self.judge: Callable[[str, str, int, float], str] = lambda *_: ''
 
-    def put(self, source: str, topic: str, values: np.ndarray, stamp_ns: int) -> bool:
+    def put(self, source: str, topic: str, values: np.ndarray | Picture, stamp_ns: int) -> bool:
         """Keep a sample; return False when it is refused: not finite, or stamped at another time.
 
         A stamp that repeats does not renew the age: a driver that died behind a relay keeps
         sending its last message. (Stamp 0 means that the sender has no clock.)
         """
-        if not np.isfinite(values).all():
+        if isinstance(values, np.ndarray) and not np.isfinite(values).all():
             self.reject(source, topic, 'its last sample held numbers that are not finite')
             return False
         key = (source, topic)
@@ -144,6 +148,7 @@ class ObservationLayout:
         self.order = np.array([robot_joints.index(j) for j in spec.joints], dtype=np.intp)
         self._identity = bool(np.all(self.order == np.arange(len(self.order))))
         self.sensed: tuple[Stream, ...] = tuple(s for s in spec.streams if s.source != 'command')
+        self.images = spec.images
         # A multiarray carries no stamp: in lockstep its newest sample counts.
         self.stamped = tuple(s for s in self.sensed if s.source != 'vector')
 
@@ -168,7 +173,7 @@ class ObservationLayout:
         """Tell whether every stream has a sample, and the stamped ones that of `stamp_ns`."""
         for stream in self.sensed:
             sample = buffer.sample(stream.source, stream.topic)
-            if sample is None or len(sample.values) != stream.size:
+            if sample is None or not _fits(stream, sample):
                 return False
             if stream.source != 'vector' and abs(sample.stamp_ns - stamp_ns) > SAME_STAMP_NS:
                 return False
@@ -184,6 +189,7 @@ class ObservationLayout:
     def assemble(self, buffer: ObservationBuffer | Snapshot, command: np.ndarray) -> np.ndarray:
         """Return the observation float32 [O]; `command` [A] is in the robot's joint order.
 
+        The places of image streams are NaN: whoever runs the policy looks at the `pictures`.
         Raises KeyError when a stream was never received: ask `problems` or `complete_at` first.
         """
         vector = np.empty(self.spec.observation_size, dtype=np.float32)
@@ -191,6 +197,8 @@ class ObservationLayout:
         for stream in self.spec.streams:
             if stream.source == 'command':
                 values = self.to_policy(command)
+            elif stream.source == 'image':
+                values = np.nan
             else:
                 sample = buffer.sample(stream.source, stream.topic)
                 if sample is None:
@@ -202,14 +210,32 @@ class ObservationLayout:
             at += stream.size
         return vector
 
+    def pictures(self, buffer: ObservationBuffer) -> tuple[Picture, ...]:
+        """Return the newest picture of every image stream, in the order of the policy.
+
+        Raises KeyError when one was never received, as `assemble`.
+        """
+        found = []
+        for stream, _ in self.images:
+            sample = buffer.sample(stream.source, stream.topic)
+            if sample is None:
+                raise KeyError(stream.name)
+            found.append(sample.values)
+        return tuple(found)
+
     def _wrong_sizes(self, buffer: ObservationBuffer) -> list[StreamProblem]:
         wrong = []
         for stream in self.sensed:
             sample = buffer.sample(stream.source, stream.topic)
-            if sample is not None and len(sample.values) != stream.size:
+            if sample is not None and not _fits(stream, sample):
                 text = (
                     f'stream {stream.name}: {len(sample.values)} numbers on {stream.topic}, '
                     f'the policy needs {stream.size}'
                 )
                 wrong.append(StreamProblem(stream.name, stream.topic, 'size', text))
         return wrong
+
+
+def _fits(stream: Stream, sample: Sample) -> bool:
+    """Tell whether a sample has the size that a stream needs; pictures are resized."""
+    return stream.source == 'image' or len(sample.values) == stream.size

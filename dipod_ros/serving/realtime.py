@@ -187,8 +187,9 @@ class RealTimeLoop(Loop):
             generation, observed_tick = self._generation, self._observed_tick(sample)
             base = self.timeline.command(observed_tick)
             vector = policy.layout.assemble(self.buffer, base)
+            pictures = policy.layout.pictures(self.buffer)
             self.watchdog.begin()
-        sampled = self._run(vector)
+        sampled = self._run(vector, pictures)
         with self.wake:
             self.watchdog.end()
             self.notices.clear('watchdog', 'decisions are in time again')

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,12 +19,24 @@ BATCH = 256
 class Demonstrations:
     """M decisions of `len(success)` episodes, in the order of the episodes."""
 
-    observations: np.ndarray  # float32 [M, O]
+    observations: np.ndarray  # float32 [M, O]; 0 in the place of image streams
     # Executed increments (rad per control step), after the limit filter: what is learned from them
     # is feasible.
     actions: np.ndarray  # float32 [M, H, A]
     episodes: np.ndarray  # int64 [M], which episode a decision belongs to
     success: np.ndarray  # bool [episodes]
+    # What each image stream showed, uint8 [M, H, W, C] by its name.
+    images: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @staticmethod
+    def concatenate(parts: Sequence[Demonstrations]) -> Demonstrations:
+        """Join parts, in order, whose episodes are numbered on from one to the next."""
+        arrays = {
+            name: np.concatenate([getattr(p, name) for p in parts])
+            for name in ('observations', 'actions', 'episodes', 'success')
+        }
+        images = {name: np.concatenate([p.images[name] for p in parts]) for name in parts[0].images}
+        return Demonstrations(**arrays, images=images)
 
 
 def collect(
@@ -43,7 +55,7 @@ def collect(
     count = min(BATCH, episodes)
     env = ChunkVectorEnv(task, count, robot, seed, autoreset=False, threads=threads)
     rng = np.random.default_rng(seed)
-    batches = []
+    batches: list[Demonstrations] = []
     for first in range(0, episodes, count):
         if first:
             env.reset()
@@ -51,29 +63,39 @@ def collect(
         batches.append(_run(env, rng, first, keep))
         if progress is not None:
             progress(keep)
-    return Demonstrations(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))
+    env.close()
+    return Demonstrations.concatenate(batches)
 
 
 def _run(
     env: ChunkVectorEnv, rng: np.random.Generator, first: int, keep: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Run one episode per world; return the fields of Demonstrations for the first `keep`."""
+) -> Demonstrations:
+    """Run one episode per world; return what the first `keep` worlds did."""
     expert = env.task.demonstrator(env.num_envs, rng)
     observation = env.observe()
     observations, actions, alive = [], [], []
+    images: dict[str, list[np.ndarray]] = {s.name: [] for s in env.streams if s.image is not None}
     while not env.episodes.done.all():
         before = env.command
         alive.append(~env.episodes.done)
-        observations.append(observation)
+        # Image streams are NaN as long as there is no encoder: the pictures are kept instead.
+        observations.append(np.nan_to_num(observation) if images else observation)
+        if images:
+            shown = env.pictures()
+            for name, kept in images.items():
+                kept.append(shown[name][:keep][alive[-1][:keep]])
         chunk = expert.chunk(before, env.episodes.points())
         observation, _, _, _, info = env.step(chunk)
         actions.append(np.diff(info['executed'], axis=1, prepend=before[:, None]))
     # [decisions, N, ...] -> episode after episode.
     chosen = np.stack(alive, axis=1)[:keep]
     owners = np.broadcast_to(first + np.arange(keep)[:, None], chosen.shape)[chosen]
-    return (
+    # Pictures of ended worlds are not kept (they are large): from [decision, world] order, too.
+    order = np.argsort(np.nonzero(chosen.T)[1], kind='stable')
+    return Demonstrations(
         np.stack(observations, axis=1)[:keep][chosen],
         np.stack(actions, axis=1)[:keep][chosen].astype(np.float32),
         owners.astype(np.int64),
         env.episodes.success[:keep].copy(),
+        {name: np.concatenate(kept)[order] for name, kept in images.items()},
     )

@@ -10,21 +10,26 @@ from dipod_ros.sim.gl import GL_HINT, NoGL, offscreen_context
 from dipod_ros.sim.world import SCENE_PREFIX, STATE, World
 
 MAX_GEOMS = 1000
+# Slices of a sphere in the pictures of a camera: enough for what is a few dozen pixels wide.
+CAMERA_SLICES = 16
 
 
 class SceneRenderer:
     """Renders states of one world to RGB; shadows and reflections are off (4x faster on a CPU)."""
 
-    def __init__(self, world: World, width: int = 320, height: int = 240) -> None:
-        """Take the world and the size of the pictures in pixels. Raises NoGL."""
+    def __init__(
+        self, world: World, width: int = 320, height: int = 240, smooth: bool = True
+    ) -> None:
+        """Take the world and the size of the pictures in pixels. Raises NoGL.
+
+        `smooth` False is for cameras that policies look through: no antialiasing and coarser
+        spheres, three times as fast on a CPU.
+        """
         self._world = world
         self._data = mujoco.MjData(world.model)
-        buffer = world.model.vis.global_
-        buffer.offwidth = max(width, buffer.offwidth)
-        buffer.offheight = max(height, buffer.offheight)
         self._gl = offscreen_context(width, height)
         try:
-            self._context = mujoco.MjrContext(world.model, mujoco.mjtFontScale.mjFONTSCALE_100)
+            self._context = _make_context(world.model, width, height, smooth)
         except mujoco.FatalError as error:
             # libmujoco looks GL up in whichever library was loaded first, which may be an EGL
             # that could not make a context.
@@ -83,6 +88,28 @@ class SceneRenderer:
         if found >= 0:
             view.type, view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, found
         return view
+
+
+def _make_context(
+    model: mujoco.MjModel, width: int, height: int, smooth: bool
+) -> mujoco.MjrContext:
+    """Return a context whose buffer is no larger than the pictures; the model stays as it is."""
+    size, quality = model.vis.global_, model.vis.quality
+    wanted = [(size, 'offwidth', width), (size, 'offheight', height)]
+    if not smooth:
+        wanted += [
+            (quality, 'offsamples', 0),
+            (quality, 'numslices', CAMERA_SLICES),
+            (quality, 'numstacks', CAMERA_SLICES // 2),
+        ]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in wanted]
+    try:
+        for owner, name, value in wanted:
+            setattr(owner, name, value)
+        return mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
 
 
 def focal_length(world: World, camera: str, height: int) -> float:

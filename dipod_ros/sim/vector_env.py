@@ -8,7 +8,7 @@ physics runs for H control periods.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
@@ -19,6 +19,7 @@ from gymnasium.vector.utils import batch_space
 from dipod_ros.errors import UserError
 from dipod_ros.policy.limits import LimitFilter, spline_setpoints
 from dipod_ros.sim.episodes import Episodes
+from dipod_ros.sim.pictures import Encode, WorldPictures
 from dipod_ros.sim.robot import RobotConfig
 from dipod_ros.sim.tasks.registry import make_task, task_names
 
@@ -28,7 +29,8 @@ class ChunkVectorEnv(VectorEnv):
 
     Action: float32 [N, H, A], raw joint increments (rad per control step), not bounded: the limit
     filter makes them feasible, as it does on a robot. Observation: float32 [N, O], the task's
-    streams side by side in the order of `streams`.
+    streams side by side in the order of `streams`. Image streams are NaN until `see_with` was given
+    the encoders that make their features; `pictures` has what they show.
 
     `step` returns reward, terminated and truncated (always False) as [N], and in `info`:
         success      bool [N], of the episode that the step belongs to
@@ -80,6 +82,7 @@ class ChunkVectorEnv(VectorEnv):
         if seed is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0])
         self.episodes = Episodes(self.task, num_envs, seed, threads)
+        self._pictures = WorldPictures(self.episodes)
         # Called after each control period of a step: a camera sees more than the ends of chunks.
         self.on_period: Callable[[], None] | None = None
         self._filter = LimitFilter(self.limits, self.control_period_s)
@@ -152,6 +155,18 @@ class ChunkVectorEnv(VectorEnv):
             info,
         )
 
+    def see_with(self, encoders: Mapping[str, Encode]) -> None:
+        """Make the features of image streams with these encoders, by stream name."""
+        self._pictures.use(encoders)
+
+    def pictures(self) -> dict[str, np.ndarray]:
+        """Return what the image streams show now, uint8 [N, H, W, C] by name. Raises NoGL."""
+        return self._pictures.pictures()
+
+    def close_extras(self, **_: Any) -> None:
+        """Release what draws pictures."""
+        self._pictures.close()
+
     def observe(self) -> np.ndarray:
         """Return the current observation, float32 [N, O]."""
         points = self.episodes.points()
@@ -160,6 +175,7 @@ class ChunkVectorEnv(VectorEnv):
             'joint_velocity': lambda s: self.episodes.worlds.joint_velocity,
             'command': lambda s: self._filter.position,
             'point': lambda s: points[s.name],
+            'image': lambda s: self._pictures.features(s.name),
         }
         parts = [sources[s.source](s) for s in self.streams]
         return np.concatenate(parts, axis=1).astype(np.float32)

@@ -36,7 +36,7 @@ def graph_key(spec: PolicySpec) -> str:
         'joints': len(spec.joints),
         'network': dict(spec.network),
         'sampler': asdict(spec.sampler),
-        'exporters': [_version(name) for name in EXPORTERS],
+        'exporters': [package_version(name) for name in EXPORTERS],
     }
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
 
@@ -77,7 +77,8 @@ def set_aside(key: str) -> None:
         os.replace(path, path.with_suffix('.onnx.bad'))
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
+    """Return the version of an installed package, '' when it is not there."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -38,8 +38,9 @@ class EngineFactory:
         """Return an engine for a checkpoint; raises EngineError or CheckpointError.
 
         Whatever a backend raises, running out of memory included, comes as an EngineError. Nothing
-        that was built before is touched.
+        that was built before is touched. Image encoders are other engines' business (encoder.py).
         """
+        checkpoint = checkpoint.without_encoders()
         while True:
             try:
                 return self._build(checkpoint)

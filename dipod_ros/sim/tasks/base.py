@@ -23,6 +23,8 @@ from dipod_ros.sim.world import World, compile_world
 
 # Two streams of every policy. `command` is known to whoever commands: it has no topic.
 JOINTS_TOPIC = 'joint_states'
+# The pictures of a camera are on <camera>/image_raw.
+IMAGE_SUFFIX = '/image_raw'
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +72,12 @@ class Task:
             Stream('command', 'command', size),
             *(Stream(name, 'point', 3, name) for name in self.point_names),
         )
+
+    def cameras(self) -> dict[str, str]:
+        """Return the camera of the scene that each image stream sees through, by stream name."""
+        return {
+            s.name: s.topic.removesuffix(IMAGE_SUFFIX) for s in self.streams() if s.image is not None
+        }
 
     def start(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Draw an episode; return its first full-physics state [S] and its goal [3] (m)."""

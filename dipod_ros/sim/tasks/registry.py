@@ -10,8 +10,11 @@ from dipod_ros.sim.tasks.none import NoTask
 from dipod_ros.sim.tasks.pillar_reach import PillarReach
 from dipod_ros.sim.tasks.rail_push import RailPush
 from dipod_ros.sim.tasks.reach import Reach
+from dipod_ros.sim.tasks.reach_camera import ReachCamera
 
-TASKS: dict[str, type[Task]] = {t.name: t for t in (Reach, PillarReach, RailPush, NoTask)}
+TASKS: dict[str, type[Task]] = {
+    t.name: t for t in (Reach, PillarReach, RailPush, ReachCamera, NoTask)
+}
 
 
 def task_names() -> list[str]:

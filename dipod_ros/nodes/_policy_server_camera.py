@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy server's cameras: Image or CompressedImage messages into the observation buffer.
+
+Loaded for policies with image streams only, because of OpenCV.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rclpy.lifecycle import LifecycleNode
+from rclpy.subscription import Subscription
+from sensor_msgs.msg import CompressedImage, Image
+
+from dipod_ros.ros import qos
+from dipod_ros.ros.messages import stamp_ns
+from dipod_ros.serving.observation import ObservationBuffer
+from dipod_ros.serving.picture import PictureError, read_compressed, read_raw
+
+COMPRESSED = '/compressed'
+
+
+def subscribe(
+    node: LifecycleNode,
+    topic: str,
+    buffer: ObservationBuffer,
+    lockstep: bool,
+    on_sample: Callable[[], None],
+) -> Subscription:
+    """Listen to a camera: CompressedImage where the topic ends in /compressed, else Image.
+
+    After remapping, so that a remap alone chooses another transport. A message that cannot be used
+    is rejected with its reason; `on_sample` follows every stored one.
+    """
+
+    def store(msg: Image | CompressedImage) -> None:
+        try:
+            if isinstance(msg, CompressedImage):
+                picture = read_compressed(msg.data)
+            else:
+                picture = read_raw(msg.height, msg.width, msg.encoding, msg.step, msg.data)
+        except PictureError as error:
+            buffer.reject('image', topic, str(error))
+            return
+        buffer.put('image', topic, picture, stamp_ns(msg.header.stamp))
+        on_sample()
+
+    compressed = node.resolve_topic_name(topic).endswith(COMPRESSED)
+    kind = CompressedImage if compressed else Image
+    return node.create_subscription(kind, topic, store, qos.COMMAND if lockstep else qos.IMAGE)
