@@ -12,6 +12,8 @@ CAMERA = 'front'
 # Pixels: at 96 the workspace has 8 mm per pixel, and the encoder finds places between pixels.
 SIDE = 96
 FEATURES = 32
+# Two layers see 9 pixels across, more than the ball is wide: enough to tell where it is.
+ENCODER = {'kind': 'keypoints', 'channels': (16, 32), 'keypoints': 16}
 
 
 class ReachCamera(Reach):
@@ -34,6 +36,6 @@ class ReachCamera(Reach):
                 'image',
                 FEATURES,
                 f'{CAMERA}{IMAGE_SUFFIX}',
-                image=ImageSettings(SIDE, SIDE),
+                image=ImageSettings(SIDE, SIDE, encoder=ENCODER),
             ),
         )
