@@ -12,7 +12,7 @@ from dipod_ros.errors import UserError
 
 HELP = 'clone a flow policy from demonstrations'
 # Chunks per step, and with pictures, where the encoder is what costs, flow samples per chunk too.
-BATCH, PICTURE_BATCH, PICTURE_SAMPLES = 512, 64, 8
+BATCH, PICTURE_BATCH, PICTURE_SAMPLES = 512, 64, 4
 
 # Sizes of each network where the command line gives none.
 SIZES = {

@@ -184,7 +184,7 @@ class Robot(Node):
 class Server:
     """The policy server as a process; parameters by keyword, `limits__velocity` for nested ones."""
 
-    def __init__(self, folder, limits, cache, **parameters):
+    def __init__(self, folder, limits, cache, remaps=(), **parameters):
         self.log_path = Path(folder) / f'server-{time.monotonic_ns()}.log'
         given = {
             'seed': 1,
@@ -199,6 +199,8 @@ class Server:
         for name, value in given.items():
             if value is not None:
                 command += ['-p', f'{name}:={json.dumps(value)}']
+        for remap in remaps:
+            command += ['-r', remap]
         with open(self.log_path, 'w') as log:
             self.process = subprocess.Popen(
                 command,
