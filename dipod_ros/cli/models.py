@@ -31,7 +31,7 @@ class Recipe:
 
 
 # An encoder learns from every picture on its own: it takes more of them.
-RECIPES = {'reach_camera': Recipe(demonstrations=2400, pretrain_steps=5000, beside='reach')}
+RECIPES = {'reach_camera': Recipe(demonstrations=2400, pretrain_steps=3000, beside='reach')}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

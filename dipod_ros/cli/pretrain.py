@@ -34,9 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         given = ', '.join(f'{k} {s[name]}' for k, s in SIZES.items() if name in s)
         parser.add_argument(f'--{name}', type=int, help=f'default {given}')
     parser.add_argument('--steps', type=int, default=4500, help='default %(default)s')
-    parser.add_argument(
-        '--batch', type=int, help=f'default {BATCH}, with pictures {PICTURE_BATCH}'
-    )
+    parser.add_argument('--batch', type=int, help=f'default {BATCH}, with pictures {PICTURE_BATCH}')
     parser.add_argument('--seed', type=int, default=0, help='default %(default)s')
     parser.add_argument(
         '--overwrite', action='store_true', help='replace the checkpoint that is there'

@@ -68,6 +68,4 @@ def see_with(env: ChunkVectorEnv, policy: FlowPolicy) -> None:
                 f'the policy looks at pictures {stream.image.shape} on stream {stream.name}, '
                 f'the task shows {None if other is None else other.image.shape}'
             )
-    env.see_with(
-        {s.name: load_encoder(s, policy.encoder_weights).encode for s in images}
-    )
+    env.see_with({s.name: load_encoder(s, policy.encoder_weights).encode for s in images})

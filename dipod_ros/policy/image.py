@@ -44,8 +44,7 @@ class ImageSettings:
         for name in ('width', 'height'):
             if not MIN_SIDE <= getattr(self, name) <= MAX_SIDE:
                 raise UserError(
-                    f'image {name} must be within {MIN_SIDE}..{MAX_SIDE}, '
-                    f'got {getattr(self, name)}'
+                    f'image {name} must be within {MIN_SIDE}..{MAX_SIDE}, got {getattr(self, name)}'
                 )
         if self.encoding not in COLOURS:
             raise UserError(f'image encoding {self.encoding!r} is not one of {list(COLOURS)}')

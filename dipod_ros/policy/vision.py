@@ -22,6 +22,9 @@ from dipod_ros.policy.image import (
 )
 from dipod_ros.policy.spec import PolicySpec, Stream
 
+# Features stay within this, smoothly: a policy clamps what it observes (flow.OBSERVATION_CLAMP), and
+# what training sees beyond the clamp, acting would not.
+BOUND = 6.0
 # Pictures encoded at a time: bounds the memory.
 BATCH = 64
 
@@ -69,16 +72,20 @@ class KeypointEncoder(nn.Module):
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """Return features [B, F] for uint8 pictures [B, H, W, C]."""
-        return self.head(self.keypoints(pictures))
+        return self._bounded(self.head(self.keypoints(pictures)))
+
+    @staticmethod
+    def _bounded(features: torch.Tensor) -> torch.Tensor:
+        return BOUND * torch.tanh(features / BOUND)
 
     @torch.no_grad()
     def whiten(self, pictures: torch.Tensor) -> None:
         """Scale the last layer so that features of these pictures have mean 0 and deviation 1.
 
         Before training starts: features then need no normaliser that would move under the policy
-        (data-dependent initialisation, arXiv 1602.07868, section 3).
+        (data-dependent initialisation, arXiv 1602.07868, section 3). The bound is not counted in.
         """
-        features = self(pictures)
+        features = self.head(self.keypoints(pictures))
         mean, std = features.mean(0), features.std(0, unbiased=False).clamp(min=1e-6)
         self.head.weight.div_(std[:, None])
         self.head.bias.sub_(mean).div_(std)
@@ -118,9 +125,7 @@ def encoder_weights(encoders: nn.ModuleDict) -> dict[str, np.ndarray]:
     }
 
 
-def golden_features(
-    spec: PolicySpec, weights: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
+def golden_features(spec: PolicySpec, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return what each encoder makes of the golden image of its stream."""
     return {
         stream.name: load_encoder(stream, weights).encode(golden_image(stream.image)[None])[0]

@@ -67,9 +67,7 @@ def collect(
     return Demonstrations.concatenate(batches)
 
 
-def _run(
-    env: ChunkVectorEnv, rng: np.random.Generator, first: int, keep: int
-) -> Demonstrations:
+def _run(env: ChunkVectorEnv, rng: np.random.Generator, first: int, keep: int) -> Demonstrations:
     """Run one episode per world; return what the first `keep` worlds did."""
     expert = env.task.demonstrator(env.num_envs, rng)
     observation = env.observe()

@@ -31,7 +31,7 @@ def offscreen_context(width: int, height: int) -> Any:
 
     MUJOCO_GL (egl or osmesa) restricts the choice. Raises NoGL, which says what to install.
     """
-    # Mesa's CPU renderer starts a thread per core, which for small pictures only wait for each other.
+    # Mesa's CPU renderer starts a thread per core; for small pictures they only wait.
     os.environ.setdefault('LP_NUM_THREADS', '1')
     wanted = os.environ.get('MUJOCO_GL', '').lower().strip()
     if sys.platform != 'linux':

@@ -47,7 +47,9 @@ class EncoderFactory:
 
         Raises EngineError when an engine does not give the manifest's golden features.
         """
-        return {stream.name: self._build(stream, checkpoint) for stream, _ in checkpoint.spec.images}
+        return {
+            stream.name: self._build(stream, checkpoint) for stream, _ in checkpoint.spec.images
+        }
 
     def _build(self, stream: Stream, checkpoint: Checkpoint) -> EncoderEngine:
         weights = weights_of(checkpoint.weights, stream.name)

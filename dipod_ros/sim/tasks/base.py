@@ -76,7 +76,9 @@ class Task:
     def cameras(self) -> dict[str, str]:
         """Return the camera of the scene that each image stream sees through, by stream name."""
         return {
-            s.name: s.topic.removesuffix(IMAGE_SUFFIX) for s in self.streams() if s.image is not None
+            s.name: s.topic.removesuffix(IMAGE_SUFFIX)
+            for s in self.streams()
+            if s.image is not None
         }
 
     def start(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
