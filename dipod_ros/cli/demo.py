@@ -261,11 +261,13 @@ def _evaluate(name: str, checkpoint: Path, args: argparse.Namespace):
     from tqdm import tqdm
 
     from dipod_ros.learning.evaluate import evaluate_policy
+    from dipod_ros.learning.vision import see_with
     from dipod_ros.policy.flow import load_policy
     from dipod_ros.sim.vector_env import ChunkVectorEnv
 
     policy = load_policy(checkpoint)
     env = ChunkVectorEnv(args.task, WORLDS, policy.spec.robot, seed=0, autoreset=False)
+    see_with(env, policy)
     with tqdm(
         total=args.eval_episodes, unit='episode', desc=f'evaluating {name}', leave=False
     ) as bar:

@@ -166,6 +166,7 @@ def table(rows: list[dict]) -> list[str]:
 def _measure(target, policy, args, samplers, bar) -> dict:
     from dipod_ros.learning.drift.report import measure_drift
     from dipod_ros.learning.evaluate import evaluate_policy
+    from dipod_ros.learning.vision import see_with
     from dipod_ros.policy import checkpoint as ckpt
     from dipod_ros.sim.vector_env import ChunkVectorEnv
 
@@ -192,6 +193,7 @@ def _measure(target, policy, args, samplers, bar) -> dict:
         worlds = min(256, args.eval_episodes)
         spec = policy.spec
         env = ChunkVectorEnv(spec.task, worlds, spec.robot, seed=0, autoreset=False)
+        see_with(env, policy)
     for text in samplers:
         other = policy.with_sampler(parse_sampler(text))
         stage(text)
@@ -218,10 +220,12 @@ def _rollout(policy, args):
     from dipod_ros.learning.critic import CriticConfig, CriticTrainer
     from dipod_ros.learning.rollout import collect_episodes
     from dipod_ros.learning.seeding import numpy_rng, torch_rng
+    from dipod_ros.learning.vision import see_with
     from dipod_ros.sim.vector_env import ChunkVectorEnv
 
     spec, seed = policy.spec, args.seed
     env = ChunkVectorEnv(spec.task, args.task_episodes // 2, spec.robot, seed=0, autoreset=False)
+    see_with(env, policy)
     others, own = (
         collect_episodes(
             env,

@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Verify and print; needs no torch."""
     from dipod_ros.policy import checkpoint as ckpt
+    from dipod_ros.policy.image import weights_of
 
     checkpoint = ckpt.load(find_checkpoint(args.checkpoint))
     manifest, spec = checkpoint.manifest, checkpoint.spec
@@ -39,6 +40,12 @@ def run(args: argparse.Namespace) -> int:
     for s in spec.streams:
         topic = f' on {s.topic}' if s.topic else ''
         lines.append(f'    {s.name:16} {s.size:3}  {s.source}{topic}, stale after {s.max_age_s} s')
+        if s.image is not None:
+            encoder = dict(s.image.encoder)
+            lines.append(
+                f'{"":25}{s.image.width}x{s.image.height} {s.image.encoding}, {encoder}, '
+                f'{sum(v.size for v in weights_of(checkpoint.weights, s.name).values())} parameters'
+            )
     lines.append('  joints          lower    upper  velocity  acceleration  (rad, s)')
     for i, joint in enumerate(spec.joints):
         lines.append(
