@@ -22,8 +22,8 @@ from dipod_ros.policy.image import (
 )
 from dipod_ros.policy.spec import PolicySpec, Stream
 
-# Features stay within this, smoothly: a policy clamps what it observes (flow.OBSERVATION_CLAMP), and
-# what training sees beyond the clamp, acting would not.
+# Features stay within this, smoothly: a policy clamps what it observes (flow.OBSERVATION_CLAMP),
+# and what training saw beyond the clamp, acting would not.
 BOUND = 6.0
 # Pictures encoded at a time: bounds the memory.
 BATCH = 64

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A policy that looks through a camera: the server as a process, its camera played and simulated."""
+"""A policy that looks through a camera, played by the test or simulated; the server is real."""
 
 import sys
 import time

@@ -80,7 +80,7 @@ def test_the_shapes_foretold_are_those_of_the_network(encoding, channels):
 
 
 def test_keypoints_follow_what_they_look_at():
-    """A map that likes red has its place where the red block is, and no colour elsewhere moves it."""
+    """The place of a map that likes red is where the red block is."""
     settings = ImageSettings(
         64, 64, encoder={'kind': 'keypoints', 'channels': (8, 8), 'keypoints': 1}
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A policy that sees: built and checked with its encoder, fed once per picture, braked when blind."""
+"""A policy that sees: built with its encoder, fed once per picture, braked when blind."""
 
 from dataclasses import replace
 
