@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from dipod_ros.cli._bench_encoder import measure_encoder
 from dipod_ros.cli._bench_networks import NETWORKS, random_checkpoint
 from dipod_ros.cli.bench_measure import (
     Options,
@@ -67,7 +68,8 @@ def measure(options: Options) -> dict[str, Any]:
     for name, network in NETWORKS.items():
         results[name]['network'] = str(network)
         results['flow'][f'{name}_speedup'] = results[name][f'{name}_speedup']
-    return {**results.pop('flow'), **results}
+    encoder = measure_encoder(rounds, max(3, calls // 2))
+    return {**results.pop('flow'), **encoder, **results}
 
 
 def _measure(

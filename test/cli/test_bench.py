@@ -97,6 +97,7 @@ def test_engine(tmp_path):
     check(engine, 'engine')
     for name, network in {'student': 'mlp', 'dit': 'dit', 'unet': 'unet'}.items():
         other = {'mlp_speedup', 'dit_speedup', 'unet_speedup'} - {f'{network}_speedup'}
+        other |= {k for k in keys('engine') if k.startswith('encoder_')}
         assert keys('engine') - other <= engine[name].keys()
     assert (engine['checkpoint'], engine['k']) == ('pillar_reach_flow', 10)
     assert engine['student']['checkpoint'] == 'pillar_reach_student'
