@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Mapping
 from typing import Protocol
@@ -36,8 +37,12 @@ class EncoderFactory:
     """Builds encoders for checkpoints, refitting where only the weights differ."""
 
     def __init__(self, engine: str, threads: int = 1) -> None:
-        """Run on PyTorch for engine `torch`, else on ONNX Runtime."""
-        self._torch = engine == 'torch'
+        """Run on PyTorch for engine `torch` or without ONNX Runtime, else on that, on the CPU.
+
+        Whatever runs the policy: an encoder of this size is done before a GPU is reached.
+        """
+        lacking = any(importlib.util.find_spec(name) is None for name in ('onnx', 'onnxruntime'))
+        self._torch = engine == 'torch' or lacking
         self._threads = threads
         # The last engine of each graph with its weights: online learning keeps the encoder.
         self._by_graph: dict[str, tuple[EncoderEngine, dict[str, np.ndarray]]] = {}
