@@ -53,7 +53,7 @@ class OnnxEncoder:
     ) -> OnnxEncoder:
         """Return an encoder on the graph kept under `key`, or export it now, which takes seconds.
 
-        A kept graph that does not give the golden `features` is thrown away. Raises EngineError.
+        A kept graph that does not give the golden `features` is set aside. Raises EngineError.
         """
         kept = graph_cache.read(key)
         if kept is not None:
@@ -62,7 +62,7 @@ class OnnxEncoder:
                 check_encoder(engine, stream, features)
                 return engine
             except Exception:  # damaged, or of another release: a graph of its own decides
-                graph_cache.discard(key)
+                graph_cache.set_aside(key)
         from dipod_ros.policy.export import export_encoder
 
         model = onnx.load_model_from_string(export_encoder(stream))
