@@ -23,7 +23,7 @@ HELP = 'measure latency, throughput and learning beside their baselines'
 
 # Those of a run without a name; the others take minutes or hours.
 BENCHES = ('engine', 'sim', 'serve')
-LONGER = ('swap', 'realtime', 'train', 'distill')
+LONGER = ('swap', 'realtime', 'train', 'distill', 'delay')
 MODULES = {'realtime': 'streams'}  # where the file has another name
 
 
@@ -36,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='engine: ONNX Runtime and PyTorch; sim: physics alone and through ROS; serve: from '
         'observation to command; swap: policies swapped under a stream of commands; realtime: a '
         'command stream, alone and beside a trainer; train: what an update costs; distill: '
-        'few-step students; learn: methods of online learning, for hours; without this the first '
-        'three, quickly',
+        'few-step students; delay: motion and success when inference takes long; learn: methods of '
+        'online learning, for hours; without this the first three, quickly',
     )
     parser.add_argument(
         '--checkpoint',

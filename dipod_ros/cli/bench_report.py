@@ -29,17 +29,27 @@ def machine_facts() -> dict[str, Any]:
 def table(title: str, results: Mapping[str, Any]) -> str:
     """Return results as text: one line per figure, its p99 and maximum beside it.
 
-    A nested mapping becomes a table of its own below.
+    A nested mapping becomes a table of its own below, and so does a list of rows.
     """
     lines = [f'\n{title:28}{"median":>12}{"p99":>12}{"max":>12}']
     below = []
     for key, value in results.items():
         if isinstance(value, Mapping):
             below.append(table(f'{title} {key}', value))
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            below.append(_rows(f'{title} {key}', value))
         elif not key.endswith(('_p99', '_max')):
             tail = [results[k] for k in (f'{key}_p99', f'{key}_max') if k in results]
             lines.append(f'  {key:26}' + ''.join(f'{_text(v):>12}' for v in (value, *tail)))
     return '\n'.join([*lines, *below])
+
+
+def _rows(title: str, rows: list[Mapping[str, Any]]) -> str:
+    """Return rows that have the same keys as text, one line each."""
+    lines = [list(rows[0]), *([_text(v).strip() for v in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ('  '.join(f'{t:>{w}}' for t, w in zip(line, widths, strict=True)) for line in lines)
+    return '\n'.join([f'\n{title}', *text])
 
 
 def _text(value: Any) -> str:

@@ -11,6 +11,7 @@ from dipod_ros.serving.engines.select import CHOICES as ENGINES
 from dipod_ros.serving.loop import INTERFACES
 from dipod_ros.serving.noise import KINDS as NOISES
 from dipod_ros.serving.promotion import MODES as PROMOTIONS
+from dipod_ros.serving.seam import SEAMS
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,16 @@ class WorkspaceParams:
     margin_m: float = param(
         0.02, 'how far inside the box the commanded tool stays', unit='m', low=0.0, high=10.0
     )
+
+
+@dataclass(frozen=True)
+class KinematicsParams:
+    """The screw axes of the arm with all joints at 0, three numbers per joint; see forecast."""
+
+    axes: tuple[float, ...] = param((), "unit vectors along the joints' axes")
+    origins: tuple[float, ...] = param((), "a point on each joint's axis", unit='m')
+    tip: tuple[float, ...] = param((), 'where the tip is', unit='m')
+    topic: str = param('tip', 'stream of the policy that is the tip, in the frame of the above')
 
 
 @dataclass(frozen=True)
@@ -176,6 +187,24 @@ class PolicyServerParams:
         low=0,
         high=1024,
     )
+    forecast: bool = param(
+        True,
+        'ask the policy about the time at which its chunk begins, by what is committed until then, '
+        'instead of the time of the observation (real time)',
+    )
+    seam: str = param(
+        'replace',
+        'how a chunk continues the one before: replace takes over, ensemble averages what chunks '
+        'say of the same time, rtc guides the sampler to continue what is committed; the records '
+        'of the latter two are interrupted, nobody learns from them',
+        choices=SEAMS,
+    )
+    ensemble_decay: float = param(
+        0.01,
+        'seam ensemble: the i-th oldest chunk weighs exp(-i ensemble_decay)',
+        low=0.0,
+        high=100.0,
+    )
     noise: str = param('gaussian', "what the sampler's noise is drawn from", choices=NOISES)
     seed: int = param(
         -1,
@@ -231,6 +260,7 @@ class PolicyServerParams:
     joints: tuple[str, ...] = param((), 'joints that are commanded, in the order of the limits')
     limits: LimitParams = group(LimitParams)
     workspace: WorkspaceParams = group(WorkspaceParams)
+    kinematics: KinematicsParams = group(KinematicsParams)
     control_period_s: float = param(0.04, 'control period', unit='s', low=0.0001, high=10.0)
     controller: str = param('arm_controller', 'prefix of the command topics')
     mjcf: str = param(

@@ -26,6 +26,7 @@ from dipod_ros.nodes import _policy_server_status as status
 from dipod_ros.nodes._policy_server_inline import InlineDecisions
 from dipod_ros.nodes._policy_server_io import CommandOutput, RecordOutput, SensorInput
 from dipod_ros.nodes._policy_server_listener import ListenerCheck
+from dipod_ros.nodes._policy_server_loop import JOINT_TOPIC, loop_config
 from dipod_ros.nodes._policy_server_output import StreamOutput, check_output, is_streamed
 from dipod_ros.nodes._policy_server_params import PolicyServerParams
 from dipod_ros.nodes._policy_server_shadow import identity, shadow_report
@@ -45,7 +46,7 @@ from dipod_ros.serving.decisions import DecisionLog, Outcome
 from dipod_ros.serving.engines.select import EngineFactory
 from dipod_ros.serving.loader import PolicyLoader
 from dipod_ros.serving.lockstep import LockstepLoop
-from dipod_ros.serving.loop import Loop, LoopConfig
+from dipod_ros.serving.loop import Loop
 from dipod_ros.serving.noise import NoiseSource
 from dipod_ros.serving.notices import Notices
 from dipod_ros.serving.observation import ObservationBuffer
@@ -53,7 +54,6 @@ from dipod_ros.serving.realtime import RealTimeLoop
 from dipod_ros.serving.safety import SafetyFilter
 from dipod_ros.serving.speed import SpeedConfig
 
-JOINT_TOPIC = 'joint_states'
 OK, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
@@ -95,9 +95,13 @@ class PolicyServer(LifecycleNode):
         speed = SpeedConfig(p.ramp_in_s, p.slow_age_share, p.slow_speed_scale)
         workspace = make_workspace(p.workspace, limits)
         self._safety = SafetyFilter(limits, p.control_period_s, speed, workspace)
+        self._loop_config = loop_config(p)
         folders = [share_dir() / 'models', *(Path(d).expanduser() for d in p.model_dirs)]
         self._loader = PolicyLoader(
-            limits, p.control_period_s, folders, EngineFactory(p.engine, p.threads, p.precision)
+            limits,
+            p.control_period_s,
+            folders,
+            EngineFactory(p.engine, p.threads, p.precision, guided=p.seam == 'rtc'),
         )
         self._notices = Notices(self._tell)
         self._listeners = ListenerCheck(self._notices)
@@ -172,19 +176,16 @@ class PolicyServer(LifecycleNode):
         """Begin to act."""
         result = super().on_activate(state)
         p = self.params
-        config = LoopConfig(
-            'trajectory' if p.interface == 'trajectory' else 'position',
-            p.replan_steps,
-            p.resync_rad,
-            p.watchdog_s,
-            JOINT_TOPIC,
-            p.joint_max_age_s,
-            p.stamp_tolerance_s,
-        )
         kind = LockstepLoop if p.lockstep else RealTimeLoop
         log = DecisionLog(time.monotonic, p.outcome_timeout_s)
         self._loop = kind(
-            self._agent, self._buffer, self._safety, log, self._notices, config, time.monotonic
+            self._agent,
+            self._buffer,
+            self._safety,
+            log,
+            self._notices,
+            self._loop_config,
+            time.monotonic,
         )
         outputs = self._output, self._records, self._fail, self._requests.look
         if isinstance(self._loop, RealTimeLoop):

@@ -17,6 +17,7 @@ from torch import nn
 
 from dipod_ros.policy import samplers
 from dipod_ros.policy.flow import FlowPolicy
+from dipod_ros.policy.guidance import guided_sample, require_pullback
 from dipod_ros.policy.halving import halved
 from dipod_ros.policy.networks import time_features
 from dipod_ros.policy.spec import Stream
@@ -37,7 +38,7 @@ class UnrolledSampler(nn.Module):
         self.net, self.normalizer = policy.net, policy.normalizer
         if dtype != torch.float32:
             self.net = halved(policy.net, dtype)
-        self.sampler = policy.spec.sampler
+        self.spec, self.sampler = policy.spec, policy.spec.sampler
         self.shape = (policy.spec.horizon, len(policy.spec.joints))
         times = samplers.evaluation_times(self.sampler)
         # Not persistent: constants of the graph, never part of a checkpoint.
@@ -62,17 +63,45 @@ class UnrolledSampler(nn.Module):
         return self.normalizer.action_inverse(x).reshape(1, *self.shape)
 
 
-def export_onnx(policy: FlowPolicy, precision: str = 'fp32') -> bytes:
+class GuidedSampler(UnrolledSampler):
+    """The sampler that continues known steps (policy/guidance.py), in float32."""
+
+    def forward(
+        self,
+        observation: torch.Tensor,
+        noise: torch.Tensor,
+        prefix: torch.Tensor,
+        weights: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the raw chunk [1, H, A]; `prefix` [1, H, A] raw, `weights` [1, H]."""
+        evaluation = 0
+
+        def features(t: float) -> torch.Tensor:
+            nonlocal evaluation
+            evaluation += 1
+            return self.time_table[evaluation - 1 : evaluation]
+
+        return guided_sample(self, observation, noise, prefix, weights, features)
+
+
+def export_onnx(policy: FlowPolicy, precision: str = 'fp32', guided: bool = False) -> bytes:
     """Return an ONNX model: `observation` [1, O] raw, `noise` [1, N] -> `chunk` [1, H, A] raw.
 
     Inputs and output float32, batch 1, opset 21. With `precision` fp16 the network and its weights
     are of that type but for what it keeps in `full_precision`; the normaliser and the integration
-    stay float32. Raises RuntimeError when the exporter fails.
+    stay float32. A `guided` graph is float32 and has two inputs more, `prefix` [1, H, A] and
+    `weights` [1, H]. Raises RuntimeError when the exporter fails, UserError when the network cannot
+    be guided.
     """
-    example = (torch.zeros(1, policy.spec.observation_size), torch.zeros(1, policy.spec.noise_size))
-    return to_onnx(
-        UnrolledSampler(policy, DTYPES[precision]), example, ['observation', 'noise'], 'chunk'
-    )
+    spec = policy.spec
+    names = ['observation', 'noise']
+    example = (torch.zeros(1, spec.observation_size), torch.zeros(1, spec.noise_size))
+    if not guided:
+        return to_onnx(UnrolledSampler(policy, DTYPES[precision]), example, names, 'chunk')
+    require_pullback(policy)
+    sampler = GuidedSampler(policy)
+    example += (torch.zeros(1, *sampler.shape), torch.zeros(1, spec.horizon))
+    return to_onnx(sampler, example, [*names, 'prefix', 'weights'], 'chunk')
 
 
 def export_encoder(stream: Stream) -> bytes:

@@ -11,7 +11,7 @@ its K times in one product. Another architecture is another class in `build_netw
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -62,6 +62,33 @@ class ResidualMLP(nn.Module):
         for block in self.blocks:
             h = h + nn.functional.silu(block(h))
         return self.output(like(h, self.output.weight))
+
+    def with_pullback(
+        self, x: torch.Tensor, features: torch.Tensor, observation: torch.Tensor
+    ) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+        """Return the velocity v [B, D] and a function c [B, D] -> (dv / dx)^T c [B, D].
+
+        Written out, because exporters cannot trace automatic differentiation.
+        """
+        layers, z = [self.input, *self.blocks], []
+        z.append(self.input(torch.cat([x, features, observation], dim=-1)))
+        h = nn.functional.silu(z[0])
+        for block in self.blocks:
+            z.append(block(h))
+            h = h + nn.functional.silu(z[-1])
+
+        def pull(cotangent: torch.Tensor) -> torch.Tensor:
+            g = cotangent @ self.output.weight
+            for layer, before in zip(layers[:0:-1], z[:0:-1], strict=True):
+                g = g + (g * _silu_slope(before)) @ layer.weight
+            return (g * _silu_slope(z[0])) @ self.input.weight[:, : x.shape[-1]]
+
+        return self.output(h), pull
+
+
+def _silu_slope(z: torch.Tensor) -> torch.Tensor:
+    gate = torch.sigmoid(z)
+    return gate * (1 + z * (1 - gate))
 
 
 def build_network(

@@ -12,6 +12,7 @@ import numpy as np
 
 from dipod_ros.serving.loader import LoadedPolicy
 from dipod_ros.serving.noise import NoiseSource
+from dipod_ros.serving.seam import Guidance
 from dipod_ros.serving.swap import HotSwap
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Sampled:
     noise: np.ndarray  # float32 [N]
     chunk: np.ndarray  # float32 [H, A], rad per control step; NaN throughout after a fault
     fault: str  # the engine's error, '' when there was none
+    guidance: Guidance | None = None  # what the sampler was told to continue
 
     @functools.cached_property
     def usable(self) -> bool:
@@ -64,23 +66,30 @@ class Agent:
             self._swap.take(self._install)
         return self.policy
 
-    def sample(self, observation: np.ndarray, pictures: Sequence[Picture] = ()) -> Sampled:
+    def sample(
+        self,
+        observation: np.ndarray,
+        pictures: Sequence[Picture] = (),
+        guidance: Guidance | None = None,
+    ) -> Sampled:
         """Sample a chunk; an engine that raises gives a chunk of NaN and the reason.
 
-        The features of `pictures`, one per image stream, are put into the observation.
+        The features of `pictures`, one per image stream, are put into the observation. With
+        `guidance` the chunk continues what is committed; the engine must be a guided one.
         """
         policy = self.policy
         spec = policy.manifest.spec
         noise = self.noise.sample(self.number, spec.noise_size)
         fault = ''
+        known = () if guidance is None else (guidance.prefix, guidance.weights)
         try:
             if policy.eyes is not None:
                 policy.eyes.look(pictures, observation)
-            chunk = policy.engine.run(observation, noise)
+            chunk = policy.engine.run(observation, noise, *known)
         except Exception as error:  # whatever a backend raises, the arm has to brake
             fault = f'{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}'
             chunk = np.full((spec.horizon, len(spec.joints)), np.nan, dtype=np.float32)
-        return Sampled(policy, self.number, observation, noise, chunk, fault)
+        return Sampled(policy, self.number, observation, noise, chunk, fault, guidance)
 
     def commit(self) -> None:
         """Count the chunk sampled last as a decision: the next one gets the next number."""

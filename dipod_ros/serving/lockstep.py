@@ -118,8 +118,9 @@ class LockstepLoop(Loop):
                 base = self.timeline.command(self.tick)
                 vector = policy.layout.assemble(self.buffer, base)
                 pictures = policy.layout.pictures(self.buffer)
+                guidance = self._guidance(policy, self.tick, self.tick)
         if due:
-            sampled = self._run(vector, pictures)
+            sampled = self._run(vector, pictures, guidance)
         with self.wake:
             if due:
                 plan = self._schedule(sampled, base, self.tick)

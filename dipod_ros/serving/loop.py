@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dipod_ros.policy.decision import Decision
+from dipod_ros.policy.kinematics import TipKinematics
 from dipod_ros.policy.limits import TOLERANCE_RAD
 from dipod_ros.serving.agent import Agent, Sampled
 from dipod_ros.serving.decisions import DecisionLog, Outcome
 from dipod_ros.serving.latency import LatencyWindow
+from dipod_ros.serving.loader import LoadedPolicy
 from dipod_ros.serving.notices import Notices
 from dipod_ros.serving.observation import ObservationBuffer, Sample, Snapshot
 from dipod_ros.serving.safety import FAULT, RESYNC, SafetyFilter
+from dipod_ros.serving.seam import Ensemble, Guidance, guidance
 from dipod_ros.serving.timeline import ChunkTimeline, Plan
 
 if TYPE_CHECKING:
@@ -52,6 +55,13 @@ class LoopConfig:
     joint_max_age_s: float = 0.2
     # A sample whose stamp is further than this from the robot's clock is refused; 0 accepts all.
     stamp_tolerance_s: float = 0.5
+    # Ask the policy about the time at which its chunk will begin (real time); see forecast.py.
+    forecast: bool = True
+    tip: TipKinematics | None = None  # what a forecast knows about the tip
+    # How a chunk continues the one before it, one of seam.SEAMS. `rtc` needs guided engines.
+    seam: str = 'replace'
+    # Weight exp(-decay i) of the i-th oldest chunk in an ensemble.
+    ensemble_decay: float = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +105,8 @@ class Loop:
         self.notices = notices
         self.config = config
         self.clock = clock
-        self.timeline = ChunkTimeline(safety)
+        ensemble = Ensemble(config.ensemble_decay) if config.seam == 'ensemble' else None
+        self.timeline = ChunkTimeline(safety, ensemble)
         self.wake = threading.Condition()
         self.tick = 0  # control periods committed so far
         self.decision_latency = LatencyWindow(warmup=LATENCY_WARM_UP)
@@ -167,15 +178,34 @@ class Loop:
             self._ramp_due = True
             self.timeline.reset(position, self.tick)
 
-    def _run(self, observation: np.ndarray, pictures: Sequence[Picture] = ()) -> Sampled:
+    def _guidance(self, policy: LoadedPolicy, chunk_start: int, expected: int) -> Guidance | None:
+        """Return what a chunk that answers tick `chunk_start` shall continue.
+
+        Certain is what is executed by the time it is there, at tick `expected`.
+        """
+        plan = self.timeline.plan
+        if self.config.seam != 'rtc' or plan is None:
+            return None
+        certain = expected - chunk_start
+        left = 0 if plan.chunk_start is None else plan.chunk_end - chunk_start
+        points = [plan.point(chunk_start + k) for k in range(max(certain, left) + 1)]
+        horizon = policy.manifest.spec.horizon
+        return guidance(policy.layout, np.array(points), horizon, certain)
+
+    def _run(
+        self,
+        observation: np.ndarray,
+        pictures: Sequence[Picture] = (),
+        guidance: Guidance | None = None,
+    ) -> Sampled:
         """Sample a chunk; call without holding `wake`."""
         self._seen = self.buffer.snapshot()
         start = self.clock()
-        sampled = self.agent.sample(observation, pictures)
+        sampled = self.agent.sample(observation, pictures, guidance)
         self.engine_latency.add(self.clock() - start)
         return sampled
 
-    def _schedule(self, sampled: Sampled, base: np.ndarray, observed_tick: int) -> Plan | None:
+    def _schedule(self, sampled: Sampled, base: np.ndarray, chunk_start: int) -> Plan | None:
         """Make the plan for a chunk of increments from control point `base` [A] at a tick.
 
         None when all of it comes too late.
@@ -191,13 +221,18 @@ class Loop:
         if self._ramp_due:
             self._ramp_due = False
             self.safety.speed.ramp_in(self.tick)
-        chunk = sampled.policy.layout.to_robot(sampled.chunk)
-        return self.timeline.schedule(chunk, base, observed_tick, self.tick)
+        chunk = sampled.chunk
+        if sampled.guidance is not None and sampled.usable:
+            chunk = sampled.guidance.settle(chunk)
+        chunk = sampled.policy.layout.to_robot(chunk)
+        return self.timeline.schedule(chunk, base, chunk_start, self.tick)
 
     def _begin_decision(self, sampled: Sampled, plan: Plan, stamp_ns: int) -> None:
         chunk = sampled.chunk
         if not sampled.usable:
             chunk = np.where(np.isfinite(chunk), chunk, np.float32(0))
+        # Learning needs plain samples of the policy, executed as they are.
+        plain = sampled.guidance is None and not plan.blended
         self.log.begin(
             Decision(
                 actor=self.agent.name,
@@ -215,7 +250,7 @@ class Loop:
                 terminated=False,
                 truncated=False,
                 clamp_rad=plan.motion.clamp_rad,
-                interrupted=plan.chunk_start is None or plan.motion.altered,
+                interrupted=plan.chunk_start is None or plan.motion.altered or not plain,
                 latency_s=0.0,
             ),
             stamp_ns,
@@ -228,7 +263,10 @@ class Loop:
     def _end_decision(
         self, stamp_ns: int, interrupted: bool = False, tick: int | None = None
     ) -> None:
-        """End the decision being executed, if any, at `tick` (by default the present one)."""
+        """End the decision being executed, if any, at `tick` (by default the present one).
+
+        Call it before its successor is planned.
+        """
         plan = self.timeline.plan
         if self.log.current is None or plan is None:
             return
@@ -238,5 +276,4 @@ class Loop:
 
     def _setpoint(self) -> np.ndarray:
         """Return where the spline is at the present tick [A]."""
-        plan = self.timeline.plan
-        return (plan.point(self.tick - 1) + plan.point(self.tick)) / 2
+        return self.timeline.plan.knot(self.tick)

@@ -5,7 +5,8 @@ Two callers: `control` once per control period commits the next control point, `
 in between. Whatever `step` does, however late it is, `control` finds a plan that ends at rest.
 
 An observation of tick s shows the policy what it saw in training, the arm at s with the command of
-s. The chunk is for s + 1 on, and what has gone by of it when it is there is left out.
+s. The chunk is for s + 1 on, and what has gone by of it when it is there is left out. With
+`forecast` the policy is asked about the tick at which its chunk is expected to be there instead.
 """
 
 from __future__ import annotations
@@ -14,14 +15,18 @@ from collections import deque
 from collections.abc import Set
 
 from dipod_ros.serving.decisions import Outcome
+from dipod_ros.serving.forecast import TrackingLag, roll_forward
 from dipod_ros.serving.loop import Command, Decided, Loop
 from dipod_ros.serving.observation import SAME_STAMP_NS, Sample, StreamProblem
 from dipod_ros.serving.safety import ESTOP, STALE, UNDERRUN, WATCHDOG, Watchdog
 from dipod_ros.serving.stamp_guard import StampGuard
 from dipod_ros.serving.tick_grid import TickGrid
+from dipod_ros.serving.timeline import TRAIL
 
 # Which latency the next decision allows for: nearly the worst of the last few hundred.
 LATENCY_PERCENTILE = 99.0
+# What is expected of one when nothing is gained by waiting longer.
+USUAL_PERCENTILE = 50.0
 # When the point of tick k + 1 is committed, in parts of a period before tick k. A trajectory takes
 # time to reach the controller, which must not have begun the segment that a new one changes; a
 # position is sent when it is due, and waits a little for a decision on the observation of tick k.
@@ -55,7 +60,11 @@ class RealTimeLoop(Loop):
         )
         self.buffer.judge = guard.judge
         self._lag, self._free = LAG[interface], FREE[interface]
+        # A decision must be there this long before the commit that it is for.
+        self._margin_s = (1.0 - LEAD[interface]) % 1.0 * self.safety.dt
+        self._margin_s -= self._free * self.safety.dt
         self._lags: deque[int] = deque(maxlen=LAG_WINDOW)  # what was reached in the last periods
+        self.tracking = TrackingLag(len(self.safety.limits.joints), self.safety.dt)
         self._due_tick: int | None = None  # the first tick at which the next decision was due
         self._begun_s = self.clock()
         self._silent: Set[str] = set()  # streams that a notice is about
@@ -149,7 +158,8 @@ class RealTimeLoop(Loop):
         if self.timeline.index(self.tick) is not None and not self._anew:
             replan = min(self.config.replan_steps or self._horizon, self.timeline.covered)
             # Early enough that the new chunk is there when `replan` steps of this one are behind.
-            if self.timeline.consumed(self.tick) + self.latency_ticks() < replan:
+            most = self._horizon - (0 if self.config.forecast else 1)
+            if self.timeline.consumed(self.tick) + min(self.latency_ticks(), most) < replan:
                 return False
         if self._due_tick is None:
             self._due_tick = self.tick
@@ -159,10 +169,21 @@ class RealTimeLoop(Loop):
         return behind <= FRESH or self.tick > self._due_tick
 
     def latency_ticks(self) -> int:
-        """Return how many control periods pass while a decision is made."""
+        """Return how many control periods pass while a decision on a new observation is made."""
         latency_s = self.engine_latency.percentile(LATENCY_PERCENTILE)
-        ticks = int(latency_s / self.safety.dt + 1.0 - self._free)
-        return min(ticks, self._horizon - 1)
+        return int(latency_s / self.safety.dt + 1.0 - self._free)
+
+    def _expected_tick(self) -> int:
+        """Return the tick that will be committed when a decision that begins now is made.
+
+        Nearly the worst latency is allowed for while the chunk covers that time. Beyond its end the
+        arm would stand and wait for what is probably there already: only the usual latency counts.
+        """
+        worst, usual = (
+            self.grid.tick_after(self.tick, self.engine_latency.percentile(p) + self._margin_s)
+            for p in (LATENCY_PERCENTILE, USUAL_PERCENTILE)
+        )
+        return max(min(worst, self.tick + self.timeline.remaining(self.tick)), usual)
 
     def step(self) -> tuple[Command, float] | None:
         """Decide on the newest observation; None when that is not wanted or came to nothing.
@@ -184,18 +205,26 @@ class RealTimeLoop(Loop):
                 self.timeline.reset(sample.values, self.tick)
             elif self._held and self._stands():
                 self._resync_if_apart(sample.values)
-            generation, observed_tick = self._generation, self._observed_tick(sample)
-            base = self.timeline.command(observed_tick)
+            generation, seen = self._generation, self._observed_tick(sample)
+            expected = self._expected_tick()
+            asked = expected if self.config.forecast else seen
+            base = self.timeline.command(asked)
             vector = policy.layout.assemble(self.buffer, base)
             pictures = policy.layout.pictures(self.buffer)
+            if asked > seen:
+                plan, tip = self.timeline.plan, self.config.tip
+                args = (vector, sample.values, plan, seen, asked, self.tracking.seconds, tip)
+                vector = roll_forward(policy.layout, *args)
+            guidance = self._guidance(policy, asked, expected)
             self.watchdog.begin()
-        sampled = self._run(vector, pictures)
+        sampled = self._run(vector, pictures, guidance)
         with self.wake:
             self.watchdog.end()
+            self._due_tick = None  # `ready` was asked meanwhile, and knew of no successor
             self.notices.clear('watchdog', 'decisions are in time again')
             if generation != self._generation or self.safety.estop.latched or self._stopping:
                 return None
-            if self.tick - observed_tick >= len(sampled.chunk):
+            if self.tick - asked >= len(sampled.chunk):
                 self.notices.set(
                     'late',
                     f'a decision takes longer than the {len(sampled.chunk)} control periods of its '
@@ -204,8 +233,10 @@ class RealTimeLoop(Loop):
                 self.decided = Decided(sampled, None, self._seen)
                 return None
             self.notices.clear('late', 'decisions are in time again')
-            self._end_decision(sample.stamp_ns)
-            plan = self._schedule(sampled, base, observed_tick)
+            # What is committed is executed, also when the chunk is there before its time.
+            until = max(self.tick, asked) if sampled.usable else self.tick
+            self._end_decision(sample.stamp_ns, tick=until)
+            plan = self._schedule(sampled, base, asked)
             self._begin_decision(sampled, plan, sample.stamp_ns)
             self._held = ''
             self._sent = plan
@@ -230,10 +261,13 @@ class RealTimeLoop(Loop):
             self._generation += 1
             self._held, self._ramp_due = CLOCK_SET, True
             self.grid.begin(joints, self.tick)
-        reached = self.tick - self._observed_tick(joints)
+        seen, plan = self._observed_tick(joints), self.timeline.plan
         tick = max(self.grid.follow(self.tick), at_least)
         if tick > self.tick:
-            self._lags.append(reached)
+            self._lags.append(self.tick - seen)
+            if plan is not None and seen > plan.start - TRAIL + 1:
+                error = joints.values - plan.knot(seen)
+                self.tracking.observe(error, plan.velocity(seen, self.safety.dt))
         self.tick = tick
 
     def _begin_anew(self) -> None:

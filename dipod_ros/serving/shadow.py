@@ -222,9 +222,10 @@ class Shadow:
         own = sampled.policy.layout.to_robot(sampled.chunk)
         steps = min(len(targets), len(own))
         apart = targets[:steps] - np.cumsum(own[:steps], axis=0, dtype=np.float64)
-        late = plan.start - plan.chunk_start
+        begin = max(plan.start, plan.chunk_start)  # a chunk may be there before its time
+        late = begin - plan.chunk_start
         motion = self._safety.follow(
-            plan.previous, plan.velocity(plan.start, self._safety.dt), base + targets[late:]
+            plan.point(begin), plan.velocity(begin, self._safety.dt), base + targets[late:]
         )
         comparison = Comparison(
             sampled.number,

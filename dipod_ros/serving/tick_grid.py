@@ -119,6 +119,11 @@ class TickGrid:
             missed = 0
         return tick + 1 + missed
 
+    def tick_after(self, tick: int, wait_s: float) -> int:
+        """Return the tick that will have been due after some seconds more, `tick` at least."""
+        ahead_ns = self.now_ns() + round(wait_s * NS_PER_S) + self._lead_ns - self.tick_ns(tick)
+        return tick + max(0, ahead_ns // self._period_ns + 1)
+
     def wait_s(self, tick: int) -> float:
         """Return in how many (steady) seconds `follow(tick)` has another answer."""
         if not self.begun:

@@ -2,18 +2,20 @@
 """Which control point belongs to which control tick, across chunks. numpy, ticks are injected.
 
 A tick counts control periods. The point of tick k is what the spline passes on its way at that
-tick; a chunk that was sampled for the observation at tick s has its first target at s + 1, whatever
-time it took to sample: alignment is by what was really consumed, never by an estimate of latency.
+tick; a chunk that answers tick s has its first target at s + 1, whatever time it took to sample:
+what came too late of it is left out, and what came too early waits behind the points that were
+committed before. Alignment is by what was really consumed, never by an estimate of latency.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dipod_ros.policy.limits import spline_knots
 from dipod_ros.serving.safety import Motion, SafetyFilter
+from dipod_ros.serving.seam import Ensemble
 
 # Control points kept from before a plan: an observation that is late finds the command of its time,
 # a controller that lags the knots of the segment it is on.
@@ -27,7 +29,10 @@ class Plan:
     start: int  # tick of the last point of the trail
     trail: np.ndarray  # [TRAIL, A] control points up to `start`
     motion: Motion
-    chunk_start: int | None  # tick of the observation that the chunk answers; None when braking
+    # The tick that the chunk answers; None when braking. Later than `start` when the chunk was
+    # there before its time: until then the points are those of the plan before.
+    chunk_start: int | None
+    blended: bool = False  # not the targets of one chunk alone
 
     @property
     def chunk_end(self) -> int:
@@ -56,6 +61,10 @@ class Plan:
         """Return the velocity [A] (rad/s) of the step that leads to `tick`."""
         return (self.point(tick) - self.point(tick - 1)) / dt
 
+    def knot(self, tick: int) -> np.ndarray:
+        """Return where the spline is at a tick [A]: what a controller executes."""
+        return (self.point(tick - 1) + self.point(tick)) / 2
+
     def knots(self, dt: float) -> tuple[np.ndarray, np.ndarray]:
         """Return setpoint positions and velocities [K, A] at ticks start + 1, start + 2, ..."""
         return spline_knots(self.previous, self.motion.points, dt)
@@ -70,22 +79,28 @@ class Plan:
         """Return the control points [horizon, A] commanded by `tick`, NaN where there were none."""
         out = np.full((horizon, self.previous.shape[-1]), np.nan)
         if self.chunk_start is not None:
-            count = min(max(tick - self.start, 0), self.motion.horizon)
-            first = self.start - self.chunk_start
-            out[first : first + count] = self.motion.points[:count]
+            begin = max(self.start, self.chunk_start)
+            count = min(max(tick - begin, 0), self.chunk_end - begin)
+            first, at = begin - self.chunk_start, begin - self.start
+            out[first : first + count] = self.motion.points[at : at + count]
         return out
 
 
 class ChunkTimeline:
     """The present plan, and how the next one continues it in position and velocity."""
 
-    def __init__(self, safety: SafetyFilter) -> None:
-        """Start unsynchronised: nothing may be planned before `reset`."""
+    def __init__(self, safety: SafetyFilter, ensemble: Ensemble | None = None) -> None:
+        """Start unsynchronised: nothing may be planned before `reset`.
+
+        With an `ensemble`, chunks that overlap are averaged instead of replaced.
+        """
         self._safety = safety
+        self._ensemble = ensemble
         self.plan: Plan | None = None
 
     def reset(self, position: np.ndarray, tick: int) -> Plan:
         """Put the command at rest at a measured position [A] (rad), clipped into the limits."""
+        self._forget()
         start = self._safety.clip(np.asarray(position, dtype=np.float64))
         rest = Motion(start[None].copy(), 0, 0.0)
         self.plan = Plan(tick, np.tile(start, (TRAIL, 1)), rest, None)
@@ -93,6 +108,7 @@ class ChunkTimeline:
 
     def clear(self) -> None:
         """Forget where the command is."""
+        self._forget()
         self.plan = None
 
     def command(self, tick: int) -> np.ndarray:
@@ -100,20 +116,27 @@ class ChunkTimeline:
         return self._present.point(tick)
 
     def schedule(
-        self, chunk: np.ndarray, base: np.ndarray, observed_tick: int, tick: int
+        self, chunk: np.ndarray, base: np.ndarray, chunk_start: int, tick: int
     ) -> Plan | None:
         """Continue from `tick` towards a chunk [H, A] of increments from `base` [A].
 
-        `base` is the command that the policy saw, that of `observed_tick`. Targets whose time has
-        passed are left out. Returns the new plan, or None (and keeps the present one, which ends at
-        rest) when all of them have.
+        `base` is the command that the policy saw, that of tick `chunk_start`. Targets whose time
+        has passed are left out; where `chunk_start` is still to come, what is committed until then
+        stays. Returns the new plan, or None (and keeps the present one, which ends at rest) when
+        the time of all targets has passed.
         """
-        late = tick - observed_tick
-        if late >= len(chunk):
+        if tick - chunk_start >= len(chunk):
             return None
         targets = base + np.cumsum(chunk, axis=0, dtype=np.float64)
-        motion = self._safety.follow(*self._state(tick), targets[late:], tick)
-        self._continue(tick, motion, observed_tick if motion.horizon else None)
+        begin, blended = max(tick, chunk_start), False
+        if self._ensemble is not None and np.isfinite(targets).all():
+            targets, blended = self._ensemble.add(chunk_start, targets, begin)
+        motion = self._safety.follow(*self._state(begin), targets[begin - chunk_start :], begin)
+        if not motion.horizon:
+            return self.brake(tick)
+        if begin > tick:
+            motion = self._after(tick, begin, motion)
+        self._continue(tick, motion, chunk_start, blended)
         return self.plan
 
     def follow_again(self, tick: int) -> Motion | None:
@@ -129,16 +152,21 @@ class ChunkTimeline:
 
     def take(self, tick: int, motion: Motion) -> Plan:
         """Go on from `tick` with another motion for the same chunk."""
-        self._continue(tick, motion, self._present.chunk_start if motion.horizon else None)
+        plan = self._present
+        self._continue(tick, motion, plan.chunk_start if motion.horizon else None, plan.blended)
         return self.plan
 
     def brake(self, tick: int) -> Plan:
         """Continue from `tick` to a stop."""
+        self._forget()
         self._continue(tick, self._safety.brake(*self._state(tick)), None)
         return self.plan
 
     def index(self, tick: int) -> int | None:
-        """Return which step of the chunk is due after `tick`; None on an under-run."""
+        """Return which step of the chunk is due after `tick`; None on an under-run.
+
+        Below 0 while the plan before goes on.
+        """
         plan = self.plan
         if plan is None or plan.chunk_start is None or not plan.start <= tick < plan.chunk_end:
             return None
@@ -170,5 +198,21 @@ class ChunkTimeline:
         plan = self._present
         return plan.point(tick), plan.velocity(tick, self._safety.dt)
 
-    def _continue(self, tick: int, motion: Motion, chunk_start: int | None) -> None:
-        self.plan = Plan(tick, self._present.trail_at(tick), motion, chunk_start)
+    def _after(self, tick: int, begin: int, motion: Motion) -> Motion:
+        """Return what is committed after `tick`, and from `begin` on a motion."""
+        kept = np.stack([self.command(t) for t in range(tick + 1, begin + 1)])
+        return replace(
+            motion,
+            points=np.concatenate([kept, motion.points]),
+            horizon=len(kept) + motion.horizon,
+            targets=np.concatenate([kept, motion.targets]),
+        )
+
+    def _forget(self) -> None:
+        if self._ensemble is not None:
+            self._ensemble.clear()
+
+    def _continue(
+        self, tick: int, motion: Motion, chunk_start: int | None, blended: bool = False
+    ) -> None:
+        self.plan = Plan(tick, self._present.trail_at(tick), motion, chunk_start, blended)

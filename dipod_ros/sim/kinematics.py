@@ -10,6 +10,7 @@ from __future__ import annotations
 import mujoco
 import numpy as np
 
+from dipod_ros.sim.robot import RobotError
 from dipod_ros.sim.world import World
 
 _EYE = np.eye(3)
@@ -72,6 +73,19 @@ class SerialChain:
             else:
                 out[:, :3, column] = axis
         return position, rotation, out
+
+    def screws(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return axes [A, 3], points on them [A, 3] (m) and the tip [3] (m) with all joints at 0.
+
+        These are the numbers of `kinematics` in a robot file (policy/kinematics.py). Raises
+        RobotError for a chain that is not one of the arm's hinges alone.
+        """
+        tip, _, found = self._sweep(np.zeros((1, self._joints)))
+        by_column = {column: (axis[0], anchor[0]) for column, hinge, axis, anchor in found if hinge}
+        if len(by_column) != self._joints:
+            raise RobotError('only a chain in which every joint of the arm is a hinge has screws')
+        rows = [by_column[i] for i in range(self._joints)]
+        return np.array([r[0] for r in rows]), np.array([r[1] for r in rows]), tip[0]
 
     def _sweep(self, q: np.ndarray):
         count = len(q)

@@ -49,7 +49,7 @@ def stack(tmp_path, tmp_path_factory, policy):
     policy.save(tmp_path / 'wild')
     context, stop = make_context(), []
 
-    def start(lockstep, interface, sim=()):
+    def start(lockstep, interface, sim=(), **more):
         robot = load_robot(ROBOT)
         listener = Robot(context, robot.joints)
         stop.append(listener.close)
@@ -68,6 +68,7 @@ def stack(tmp_path, tmp_path_factory, policy):
             seed=NOISE_SEED,
             lockstep=lockstep,
             interface=interface,
+            **more,
         )
         stop.append(server.stop)
         listener.wait_status(state='active')
@@ -92,6 +93,34 @@ def stack(tmp_path, tmp_path_factory, policy):
     for end in reversed(stop):
         end()
     context.try_shutdown()
+
+
+@pytest.mark.parametrize(
+    'more',
+    [
+        {'seam': 'rtc', 'replan_steps': 2},
+        {'seam': 'rtc', 'forecast': False},
+        {'seam': 'ensemble', 'replan_steps': 1},
+    ],
+    ids=str,
+)
+def test_in_real_time_every_seam_keeps_the_limits(stack, policy, more, tmp_path):
+    """The simulator judges; a swap takes over in the same way."""
+    listener = stack(False, 'trajectory', **more)
+    listener.wait(lambda: len(listener.records) >= 20)
+    assert sum(r.interrupted for r in listener.records) > 10  # it really was guided or averaged
+    other = policy.clone()
+    other.normalizer.action_std.fill_(0.04)
+    manifest = other.save(tmp_path / 'other')
+    assert listener.set_parameter('checkpoint', 'other').successful
+    listener.wait(lambda: listener.status['active']['sha256'] == manifest.sha256)
+    seen, figures = len(listener.records), len(listener.figures)
+    listener.wait(lambda: len(listener.records) >= seen + 20)
+    assert listener.records[-1].policy_sha == manifest.sha256
+    listener.wait(lambda: len(listener.figures) > figures + 1)
+    last = listener.figures[-1]
+    assert last['limit_violations'] == 0, last['last_violation']
+    assert last['rejected_commands'] == 0
 
 
 def test_a_run_over_ros_is_the_run_of_the_env(stack, policy):

@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from checkpoints import make_policy, make_spec, save_checkpoint, save_fragile_checkpoint
 
 from dipod_ros.policy.checkpoint import load
+from dipod_ros.policy.guidance import guided_sample
 from dipod_ros.policy.spec import SamplerSpec
 from dipod_ros.serving.engines import graph_cache
 from dipod_ros.serving.engines.backends import BACKENDS
@@ -98,6 +100,48 @@ def test_another_sampler_is_another_graph(factories, tmp_path, name):
     engine = factories(name).build(checkpoint)
     assert not engine.info().refitted
     check_golden(engine, checkpoint.manifest.golden)
+
+
+@pytest.mark.parametrize('name', ENGINES)
+def test_a_guided_engine_is_plain_without_a_prefix_and_stays_guided_when_refitted(tmp_path, name):
+    if name == 'onnx':
+        pytest.importorskip('onnxruntime')
+    save_checkpoint(tmp_path / 'a', seed=0)
+    save_checkpoint(tmp_path / 'b', seed=1)
+    factory = EngineFactory(name, guided=True)
+    for seed, folder in enumerate(('a', 'b')):
+        checkpoint = load(tmp_path / folder)
+        engine = factory.build(checkpoint)
+        assert engine.info().refitted == (folder == 'b')
+        check_golden(engine, checkpoint.manifest.golden)
+        policy, (o, z) = make_policy(seed), inputs(checkpoint.spec)
+        plain = policy.act(o[None], z[None])[0]
+        prefix = np.full_like(plain, 0.01)
+        weights = np.linspace(1, 0, len(plain), dtype=np.float32)
+        given = [torch.from_numpy(a[None]) for a in (o, z, prefix, weights)]
+        guided = guided_sample(policy, *given)[0].numpy()
+        assert np.abs(guided - plain).max() > 1e-3
+        np.testing.assert_allclose(engine.run(o, z, prefix, weights), guided, atol=1e-6)
+        free = engine.run(o, z, prefix, np.zeros_like(weights))
+        np.testing.assert_allclose(free, plain, atol=1e-5)
+        # What was given once is not remembered.
+        np.testing.assert_allclose(engine.run(o, z), plain, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ENGINES)
+def test_an_engine_that_was_not_built_guided_refuses_a_prefix(factories, tmp_path, name):
+    save_checkpoint(tmp_path / 'a')
+    engine = factories(name).build(load(tmp_path / 'a'))
+    o, z = inputs(make_spec())
+    with pytest.raises(EngineError, match='without guidance'):
+        engine.run(o, z, np.zeros((6, 3), np.float32), np.zeros(6, np.float32))
+
+
+def test_an_engine_that_cannot_be_guided_is_refused_at_once(monkeypatch):
+    unable = replace(BACKENDS['torch'], guided=False)
+    monkeypatch.setitem(BACKENDS, 'torch', unable)
+    with pytest.raises(EngineError, match=r"'onnx'.*seam replace or ensemble"):
+        EngineFactory('torch', guided=True)
 
 
 def test_auto_prefers_onnx_and_says_why():
@@ -217,6 +261,7 @@ class TestGraphsKeptOnDisk:
         key = graph_cache.graph_key(self.first.spec)
         assert graph_cache.graph_key(self.second.spec) == key
         assert graph_cache.graph_key(make_spec(task='other')) == key
+        assert graph_cache.graph_key(self.first.spec, guided=True) != key
         for other in (
             make_spec(sampler=SamplerSpec('euler', 2)),
             make_spec(horizon=7),

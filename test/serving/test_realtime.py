@@ -84,7 +84,7 @@ def test_per_control_period_real_time_does_what_lockstep_does(make_bench, make_w
 
 @pytest.mark.parametrize(('interface', 'late'), [('position', 0), ('trajectory', 1)])
 def test_a_policy_sees_the_arm_with_the_command_of_the_same_time(make_world, interface, late):
-    world = make_world(interface)
+    world = make_world(interface, forecast=False)
     world.run(30)
     plans = [p for i, p in enumerate(world.plans) if p not in world.plans[:i]]
     assert len(plans) == len(world.bench.engine.observations) > 4
@@ -98,7 +98,7 @@ def test_a_policy_sees_the_arm_with_the_command_of_the_same_time(make_world, int
 
 
 def test_late_joint_states_are_paired_with_the_commands_of_their_time(make_world):
-    world = make_world('trajectory')
+    world = make_world('trajectory', forecast=False)
     world.skew_s = -2 * DT  # they show the arm as it was two periods ago, and say so
     world.loop.grid.ros_time_ns = lambda: round(world.clock.now * 1e9)
     world.run(40)

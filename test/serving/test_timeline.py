@@ -94,9 +94,40 @@ def test_executed_are_the_points_of_this_chunk_that_were_commanded(timeline):
     assert np.isnan(timeline.brake(5).executed(9, 6)).all()
 
 
+def test_a_chunk_that_is_early_waits_behind_what_is_committed(timeline):
+    old = schedule(timeline, SLOW, 0, 0)
+    plan = timeline.schedule(SLOW * 0.5, timeline.command(5), 5, 3)
+    assert plan.chunk_start == 5 and plan.chunk_end == 11
+    for tick in range(6):
+        np.testing.assert_array_equal(plan.point(tick), old.point(tick))
+    np.testing.assert_allclose(plan.point(6), old.point(5) + SLOW[0] * 0.5, atol=1e-12)
+    assert [timeline.index(t) for t in (3, 5, 10, 11)] == [-2, 0, 5, None]
+    # Both chunks know which points were theirs.
+    np.testing.assert_array_equal(old.executed(5, 6)[:5], [old.point(t) for t in range(1, 6)])
+    executed = plan.executed(tick=7, horizon=6)
+    np.testing.assert_array_equal(executed[:2], [plan.point(6), plan.point(7)])
+    assert np.isnan(executed[2:]).all()
+    assert np.isnan(plan.executed(tick=4, horizon=6)).all()
+
+
+def test_an_early_chunk_behind_the_end_of_the_plan_begins_at_its_rest(timeline):
+    fast = np.full((6, 3), 0.03)
+    old = schedule(timeline, fast, 0, 0)
+    plan = timeline.schedule(fast, timeline.command(12), 12, 4)
+    for tick in range(13):
+        np.testing.assert_array_equal(plan.point(tick), old.point(tick))
+    assert plan.chunk_end == 18
+
+
+def test_a_broken_chunk_brakes_at_once_also_when_it_is_early(timeline):
+    schedule(timeline, np.full((6, 3), 0.03), 0, 0)
+    plan = timeline.schedule(SLOW * np.nan, timeline.command(5), 5, 2)
+    assert plan.start == 2 and plan.chunk_start is None
+
+
 @given(
     st.lists(
-        st.tuples(st.integers(0, 9), st.integers(0, 3), st.floats(-0.3, 0.3), st.booleans()),
+        st.tuples(st.integers(0, 9), st.integers(-4, 3), st.floats(-0.3, 0.3), st.booleans()),
         min_size=1,
         max_size=8,
     )
@@ -107,14 +138,14 @@ def test_seams_keep_position_velocity_and_acceleration(changes):
     line.reset(START, 0)
     tick, path = 0, [START, START]
     for wait, late, increment, brake in changes:
-        observed = tick
+        asked = tick - min(late, 0)  # a chunk may come before its time
         for _ in range(late):
             tick += 1
             path.append(line.command(tick))
         if brake:
             line.brake(tick)
         else:
-            schedule(line, np.full((6, 3), increment), observed, tick)
+            schedule(line, np.full((6, 3), increment), asked, tick)
         for _ in range(wait):
             tick += 1
             path.append(line.command(tick))

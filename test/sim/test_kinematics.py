@@ -4,10 +4,13 @@
 import mujoco
 import numpy as np
 import pytest
+import yaml
 
+from dipod_ros.policy.kinematics import TipKinematics
+from dipod_ros.resources import resource
 from dipod_ros.sim.demonstrator import resolved_rate, solve_poses
 from dipod_ros.sim.kinematics import SerialChain
-from dipod_ros.sim.robot import RobotConfig, load_robot
+from dipod_ros.sim.robot import RobotConfig, RobotError, load_robot
 from dipod_ros.sim.world import compile_world
 
 SLIDER = """
@@ -92,3 +95,21 @@ def test_posture_does_not_move_the_tip():
     step = resolved_rate(chain, q, np.zeros((10, 3)), 0.0, 1e-3 * (world.robot.home - q), 1e-6)
     assert np.abs(step).max() > 1e-5
     assert np.linalg.norm(chain.forward(q + step) - chain.forward(q), axis=1).max() < 1e-6
+
+
+def test_the_kinematics_in_the_robot_file_are_those_of_the_model():
+    tree = yaml.safe_load(resource('config/robots/arm7.yaml').read_text())
+    given = tree['/**']['ros__parameters']['kinematics']
+    robot = load_robot('arm7')
+    chain = SerialChain(compile_world(robot))
+    arm = TipKinematics.from_params(robot.joints, *given.values(), 'tip')
+    for mine, model in zip((arm.axes, arm.origins, arm.tip), chain.screws(), strict=True):
+        np.testing.assert_allclose(mine, model, atol=1e-6)
+    rng = np.random.default_rng(0)
+    for q in rng.uniform(robot.limits.lower, robot.limits.upper, (20, robot.size)):
+        np.testing.assert_allclose(arm.forward(q), chain.forward(q[None])[0], atol=1e-6)
+
+
+def test_a_chain_with_a_slider_has_no_screws(tmp_path):
+    with pytest.raises(RobotError, match='hinge'):
+        SerialChain(compile_world(_slider(tmp_path))).screws()

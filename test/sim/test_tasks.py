@@ -5,9 +5,12 @@ import mujoco
 import numpy as np
 import pytest
 
+from dipod_ros.errors import UserError
 from dipod_ros.sim.demonstrator import solve_poses
 from dipod_ros.sim.episodes import Episodes
+from dipod_ros.sim.robot import load_robot
 from dipod_ros.sim.tasks import pillar_reach
+from dipod_ros.sim.tasks.reach import GoalMotion, Reach
 from dipod_ros.sim.tasks.registry import make_task
 from dipod_ros.sim.world import STATE
 
@@ -170,3 +173,18 @@ def test_none_never_ends():
     _hold(episodes, 50)
     outcome = episodes.outcome()
     assert not outcome.terminated.any() and not outcome.reward.any()
+
+
+def test_a_moving_goal_swings_about_where_it_was_drawn_and_is_judged_where_it_is():
+    task = Reach(load_robot('arm7'), GoalMotion(amplitude_m=0.1, period_s=0.8))
+    episodes = Episodes(task, 1, seed=0)
+    drawn = episodes.goal[0].copy()
+    np.testing.assert_array_equal(episodes.points()['goal'][0], drawn)
+    # A quarter of its period is one chunk: 5 control periods of 40 ms.
+    episodes.goal[0] = episodes.points()['tip'][0] - [0, 0.1, 0]
+    _hold(episodes, task.horizon)
+    moved = episodes.points()['goal'][0]
+    np.testing.assert_allclose(moved, episodes.goal[0] + [0, 0.1, 0], atol=1e-6)
+    assert episodes.outcome().success.all()
+    with pytest.raises(UserError, match='period_s'):
+        GoalMotion(period_s=0.0)

@@ -27,6 +27,7 @@ class Backend:
     gpu: bool
     how_to_get: str  # on a PC
     on_jetson: str = ''  # where that differs
+    guided: bool = False  # whether its graph can continue known steps (seam: rtc)
 
     def missing(self) -> list[str]:
         """Return what this machine lacks, as words for a person."""
@@ -65,6 +66,7 @@ BACKENDS = {
             ('fp32',),
             gpu=False,
             how_to_get='pip install onnxruntime onnx',
+            guided=True,
         ),
         Backend(
             'torch',
@@ -73,6 +75,7 @@ BACKENDS = {
             ('fp32',),
             gpu=False,
             how_to_get='pip install torch',
+            guided=True,
         ),
         Backend(
             'openvino',

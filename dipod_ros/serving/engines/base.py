@@ -31,6 +31,7 @@ class EngineOptions:
 
     threads: int = 1  # of a CPU
     precision: str = 'fp32'  # of the network; inputs, outputs and the integration are float32
+    guided: bool = False  # can continue known steps
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -67,8 +68,19 @@ class PolicyEngine(Protocol):
         """Return an engine for a checkpoint; raises EngineError or CheckpointError."""
         ...
 
-    def run(self, observation: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """Return the chunk float32 [H, A] for observation float32 [O] and noise float32 [N]."""
+    def run(
+        self,
+        observation: np.ndarray,
+        noise: np.ndarray,
+        prefix: np.ndarray | None = None,
+        weights: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Return the chunk float32 [H, A] for observation float32 [O] and noise float32 [N].
+
+        An engine that was built guided continues known steps: `prefix` float32 [H, A], as far as
+        `weights` float32 [H] within 0..1 say (policy/guidance.py). Without them, or with weights of
+        0, the chunk is the plain sample. Others raise EngineError when a prefix is given.
+        """
         ...
 
     def refit(self, weights: Mapping[str, np.ndarray]) -> PolicyEngine:

@@ -24,7 +24,7 @@ FORMAT = 1
 EXPORTERS = ('torch', 'onnx', 'onnxscript', 'dipod_ros')
 
 
-def graph_key(spec: PolicySpec) -> str:
+def graph_key(spec: PolicySpec, guided: bool = False) -> str:
     """Return a hash of everything that shapes the graph: sizes, network, sampler, exporters.
 
     Weights, limits, names and rates do not: checkpoints with the same key differ in weights alone.
@@ -38,6 +38,8 @@ def graph_key(spec: PolicySpec) -> str:
         'sampler': asdict(spec.sampler),
         'exporters': [package_version(name) for name in EXPORTERS],
     }
+    if guided:
+        shape['guided'] = True
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
 
 

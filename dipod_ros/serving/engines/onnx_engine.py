@@ -60,6 +60,10 @@ class OnnxEngine(EngineBase):
         self._observation = np.zeros(shapes['observation'], dtype=np.float32)
         self._noise = np.zeros(shapes['noise'], dtype=np.float32)
         self._feed = {'observation': self._observation, 'noise': self._noise}
+        self.guided = 'prefix' in shapes
+        if self.guided:
+            for name in ('prefix', 'weights'):
+                self._feed[name] = np.zeros(shapes[name], dtype=np.float32)
         self._model = model
         self._names = frozenset(weights)
         self._threads = threads
@@ -71,17 +75,19 @@ class OnnxEngine(EngineBase):
     def build(cls, checkpoint: Checkpoint, options: EngineOptions) -> OnnxEngine:
         """Return an engine on the graph kept from an earlier export, or export it now."""
         start = time.perf_counter()
-        engine = cls.from_checkpoint(checkpoint, options.threads)
+        engine = cls.from_checkpoint(checkpoint, options.threads, options.guided)
         engine.build_s = time.perf_counter() - start
         return engine
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, threads: int) -> OnnxEngine:
+    def from_checkpoint(
+        cls, checkpoint: Checkpoint, threads: int, guided: bool = False
+    ) -> OnnxEngine:
         """Return an engine on the graph kept from an earlier export, or export it now.
 
         Exporting imports torch and takes seconds. Raises EngineError or CheckpointError.
         """
-        key = graph_cache.graph_key(checkpoint.spec)
+        key = graph_cache.graph_key(checkpoint.spec, guided)
         kept = graph_cache.read(key)
         if kept is not None:
             try:
@@ -96,7 +102,8 @@ class OnnxEngine(EngineBase):
         from dipod_ros.policy.export import export_onnx
         from dipod_ros.policy.flow import FlowPolicy
 
-        model = onnx.load_model_from_string(export_onnx(FlowPolicy.from_checkpoint(checkpoint)))
+        exported = export_onnx(FlowPolicy.from_checkpoint(checkpoint), guided=guided)
+        model = onnx.load_model_from_string(exported)
         engine = cls(model, checkpoint.weights, threads)
         blank = onnx.ModelProto()
         blank.CopyFrom(model)
@@ -104,10 +111,21 @@ class OnnxEngine(EngineBase):
         graph_cache.write(key, blank.SerializeToString())
         return engine
 
-    def run(self, observation: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """Return the chunk float32 [H, A]."""
+    def run(
+        self,
+        observation: np.ndarray,
+        noise: np.ndarray,
+        prefix: np.ndarray | None = None,
+        weights: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Return the chunk float32 [H, A]; `prefix` and `weights` as in `PolicyEngine.run`."""
         self._observation[0] = observation
         self._noise[0] = noise
+        if self.guided:
+            self._feed['prefix'][0] = 0.0 if prefix is None else prefix
+            self._feed['weights'][0] = 0.0 if weights is None else weights
+        elif prefix is not None:
+            raise EngineError('this graph was built without guidance')
         return self._session.run(None, self._feed)[0][0]
 
     def refit(self, weights: Mapping[str, np.ndarray]) -> OnnxEngine:

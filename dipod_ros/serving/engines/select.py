@@ -6,7 +6,7 @@ from __future__ import annotations
 from dipod_ros.errors import UserError
 from dipod_ros.policy.checkpoint import Checkpoint
 from dipod_ros.serving.engines import verified
-from dipod_ros.serving.engines.backends import BACKENDS, NAMES
+from dipod_ros.serving.engines.backends import BACKENDS, NAMES, Backend
 from dipod_ros.serving.engines.base import EngineError, EngineOptions, PolicyEngine, check_golden
 from dipod_ros.serving.engines.cuda_driver import find_gpu
 from dipod_ros.serving.engines.graph_cache import graph_key
@@ -21,15 +21,25 @@ class EngineFactory:
     Runtime, else PyTorch; one that cannot build a checkpoint makes way for the next.
     """
 
-    def __init__(self, choice: str = 'auto', threads: int = 1, precision: str = 'fp32') -> None:
-        """Pick the engine now; raises EngineError when the one asked for cannot work here."""
+    def __init__(
+        self,
+        choice: str = 'auto',
+        threads: int = 1,
+        precision: str = 'fp32',
+        guided: bool = False,
+    ) -> None:
+        """Pick the engine now; raises EngineError when the one asked for cannot work here.
+
+        guided: build engines that can continue known steps, for `seam: rtc`.
+        """
         if choice not in CHOICES:
             raise EngineError(f'engine {choice!r} is not one of {list(CHOICES)}')
-        self.options = EngineOptions(threads, precision)
+        self.options = EngineOptions(threads, precision, guided)
         self.threads = threads
-        self._candidates = _automatic(precision) if choice == 'auto' else [(choice, 'asked for')]
+        automatic = choice == 'auto'
+        self._candidates = _automatic(self.options) if automatic else [(choice, 'asked for')]
         self.name, self.reason = self._candidates[0]
-        _require(self.name, precision)
+        _require(self.name, self.options)
         self._class = BACKENDS[self.name].load()
         # The last engine of each graph, to refit; usually there is one graph per robot.
         self._by_graph: dict[str, PolicyEngine] = {}
@@ -53,7 +63,7 @@ class EngineFactory:
                     raise EngineError(f'engine {self.name} cannot be built: {reason}') from error
 
     def _build(self, checkpoint: Checkpoint) -> PolicyEngine:
-        key = graph_key(checkpoint.spec)
+        key = graph_key(checkpoint.spec, self.options.guided)
         known = self._by_graph.get(key)
         if known is None:
             engine = self._class.build(checkpoint, self.options)
@@ -90,20 +100,30 @@ def _refitted(known: PolicyEngine, checkpoint: Checkpoint) -> PolicyEngine | Non
         return None
 
 
-def _require(name: str, precision: str) -> None:
+def _require(name: str, options: EngineOptions) -> None:
     backend = BACKENDS[name]
     missing = backend.missing()
     if missing:
         raise EngineError(
             f'engine {name}: {", ".join(missing)}; {backend.advice()}; or use engine: auto'
         )
-    if precision not in backend.precisions:
+    if options.precision not in backend.precisions:
         raise EngineError(
-            f'engine {name} runs {" or ".join(backend.precisions)} here, not {precision}'
+            f'engine {name} runs {" or ".join(backend.precisions)} here, not {options.precision}'
+        )
+    if options.guided and not backend.guided:
+        able = [b.name for b in BACKENDS.values() if b.guided]
+        raise EngineError(
+            f'engine {name} cannot guide the sampler: use one of the engines {able}, or seam '
+            'replace or ensemble'
         )
 
 
-def _automatic(precision: str) -> list[tuple[str, str]]:
+def _suits(backend: Backend, options: EngineOptions) -> bool:
+    return options.precision in backend.precisions and (backend.guided or not options.guided)
+
+
+def _automatic(options: EngineOptions) -> list[tuple[str, str]]:
     """Return the backends that `auto` tries, best first, each with the reason."""
     found, note = [], ''
     gpu = find_gpu()
@@ -111,7 +131,7 @@ def _automatic(precision: str) -> list[tuple[str, str]]:
         checked = verified.read(gpu)
         for name in sorted(checked, key=checked.get):
             backend = BACKENDS.get(name)
-            if backend and precision in backend.precisions and not backend.missing():
+            if backend and _suits(backend, options) and not backend.missing():
                 found.append((name, f'auto: passed dipod gpu-check on {gpu.name}'))
         if not found:
             note = f'; {gpu.name} is here, and dipod gpu-check would say whether to use it'

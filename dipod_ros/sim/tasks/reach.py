@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dipod_ros.errors import UserError
 from dipod_ros.sim.batch import BatchWorlds
 from dipod_ros.sim.demonstrator import Demonstrator, Motion, solve_poses
 from dipod_ros.sim.robot import RobotConfig
@@ -30,6 +31,30 @@ class Expert:
     motion: Motion = Motion()
 
 
+@dataclass(frozen=True)
+class GoalMotion:
+    """A goal that swings along y about where it was drawn: amplitude sin(2 pi t / period).
+
+    t is the time since the episode began, so the motion depends on nothing but that.
+    """
+
+    amplitude_m: float = 0.05
+    period_s: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not (self.amplitude_m >= 0 and self.period_s > 0):
+            raise UserError(
+                f'goal motion: amplitude_m {self.amplitude_m} must be at least 0 and period_s '
+                f'{self.period_s} above 0'
+            )
+
+    def at(self, goal: np.ndarray, time_s: np.ndarray) -> np.ndarray:
+        """Return where goals drawn at [N, 3] are at times [N] of their episodes."""
+        moved = goal.copy()
+        moved[:, 1] += self.amplitude_m * np.sin(2 * np.pi * time_s / self.period_s)
+        return moved
+
+
 class Reach(Task):
     """Success: the tip is within `tolerance` of the goal at the end of a chunk."""
 
@@ -38,8 +63,10 @@ class Reach(Task):
     decisions = 10
     tolerance = 0.025  # m
 
-    def __init__(self, robot: RobotConfig) -> None:
+    def __init__(self, robot: RobotConfig, motion: GoalMotion | None = None) -> None:
+        """Compile the world; with `motion` the goal moves."""
         super().__init__(robot)
+        self._motion = motion
         rng = np.random.default_rng(0)
         self._tips = _draw(rng, POSES)
         poses = solve_poses(self.chain, robot.home, self._tips)
@@ -53,12 +80,18 @@ class Reach(Task):
             if np.linalg.norm(goal - self._tips[index]) > MINIMUM_DISTANCE:
                 return self._starts[index], goal
 
+    def points(self, worlds: BatchWorlds, goal: np.ndarray) -> dict[str, np.ndarray]:
+        """Return every point stream as [N, 3] (m, world frame), the goal where it is now."""
+        if self._motion is not None:
+            goal = self._motion.at(goal, worlds.state[:, 0])  # the first of a state is its time
+        return super().points(worlds, goal)
+
     def judge(
         self, worlds: BatchWorlds, goal: np.ndarray, progress: np.ndarray, touched: np.ndarray
     ) -> Verdict:
         """Sparse: 1 at the goal, 0 otherwise."""
-        tip = self.points(worlds, goal)['tip']
-        there = np.linalg.norm(tip - goal, axis=1) < self.tolerance
+        points = self.points(worlds, goal)
+        there = np.linalg.norm(points['tip'] - points['goal'], axis=1) < self.tolerance
         return Verdict(there.astype(np.float64), there, np.zeros_like(there))
 
     def demonstrator(

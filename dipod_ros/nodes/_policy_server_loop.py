@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the node's parameters become the settings of its loop."""
+
+from __future__ import annotations
+
+from dipod_ros.nodes._policy_server_params import PolicyServerParams
+from dipod_ros.policy.kinematics import TipKinematics
+from dipod_ros.serving.loop import LoopConfig
+
+JOINT_TOPIC = 'joint_states'
+
+
+def loop_config(p: PolicyServerParams) -> LoopConfig:
+    """Return the settings of the loop; raises UserError for kinematics that are none."""
+    k = p.kinematics
+    return LoopConfig(
+        interface='trajectory' if p.interface == 'trajectory' else 'position',
+        replan_steps=p.replan_steps,
+        resync_rad=p.resync_rad,
+        watchdog_s=p.watchdog_s,
+        joint_topic=JOINT_TOPIC,
+        joint_max_age_s=p.joint_max_age_s,
+        stamp_tolerance_s=p.stamp_tolerance_s,
+        forecast=p.forecast,
+        tip=TipKinematics.from_params(p.joints, k.axes, k.origins, k.tip, k.topic),
+        seam=p.seam,
+        ensemble_decay=p.ensemble_decay,
+    )
