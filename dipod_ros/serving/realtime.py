@@ -60,9 +60,8 @@ class RealTimeLoop(Loop):
         )
         self.buffer.judge = guard.judge
         self._lag, self._free = LAG[interface], FREE[interface]
-        # A decision must be there this long before the commit that it is for.
-        self._margin_s = (1.0 - LEAD[interface]) % 1.0 * self.safety.dt
-        self._margin_s -= self._free * self.safety.dt
+        # A decision must be there this part of a period before the commit that it is for.
+        self._margin = (1.0 - LEAD[interface]) % 1.0 - self._free
         self._lags: deque[int] = deque(maxlen=LAG_WINDOW)  # what was reached in the last periods
         self.tracking = TrackingLag(len(self.safety.limits.joints), self.safety.dt)
         self._due_tick: int | None = None  # the first tick at which the next decision was due
@@ -180,7 +179,7 @@ class RealTimeLoop(Loop):
         arm would stand and wait for what is probably there already: only the usual latency counts.
         """
         worst, usual = (
-            self.grid.tick_after(self.tick, self.engine_latency.percentile(p) + self._margin_s)
+            self.grid.tick_after(self.tick, self.engine_latency.percentile(p), self._margin)
             for p in (LATENCY_PERCENTILE, USUAL_PERCENTILE)
         )
         return max(min(worst, self.tick + self.timeline.remaining(self.tick)), usual)

@@ -119,9 +119,14 @@ class TickGrid:
             missed = 0
         return tick + 1 + missed
 
-    def tick_after(self, tick: int, wait_s: float) -> int:
-        """Return the tick that will have been due after some seconds more, `tick` at least."""
-        ahead_ns = self.now_ns() + round(wait_s * NS_PER_S) + self._lead_ns - self.tick_ns(tick)
+    def tick_after(self, tick: int, wait_s: float, margin: float = 0.0) -> int:
+        """Return the tick that will have been due after some steady seconds, `tick` at least.
+
+        margin: parts of a period besides.
+        """
+        wait_s *= self._stamps.rate if self.on_robot_time else 1.0
+        wait_ns = round(wait_s * NS_PER_S + margin * self._period_ns)
+        ahead_ns = self.now_ns() + wait_ns + self._lead_ns - self.tick_ns(tick)
         return tick + max(0, ahead_ns // self._period_ns + 1)
 
     def wait_s(self, tick: int) -> float:

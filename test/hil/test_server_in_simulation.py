@@ -105,8 +105,11 @@ def stack(tmp_path, tmp_path_factory, policy):
     ids=str,
 )
 def test_in_real_time_every_seam_keeps_the_limits(stack, policy, more, tmp_path):
-    """The simulator judges; a swap takes over in the same way."""
-    listener = stack(False, 'trajectory', **more)
+    """The simulator judges; a swap takes over in the same way.
+
+    Time goes slowly, because trajectories that a busy machine delivers late are another matter.
+    """
+    listener = stack(False, 'trajectory', (('real_time_factor', 0.2),), **more)
     listener.wait(lambda: len(listener.records) >= 20)
     assert sum(r.interrupted for r in listener.records) > 10  # it really was guided or averaged
     other = policy.clone()
