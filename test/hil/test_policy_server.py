@@ -559,7 +559,7 @@ def test_a_server_told_to_end_leaves_the_arm_at_rest(start, interface):
         ({'joints': None}, 'joints'),
         ({'checkpoint': 'nobody'}, 'nobody'),
         ({'checkpoint': None}, 'checkpoint is empty'),
-        ({'engine': 'abacus'}, 'auto | onnx | torch | tensorrt'),
+        ({'engine': 'abacus'}, 'auto | onnx | torch | openvino'),
         ({'control_period_s': 0.01}, 'control_period_s'),
         ({'interface': 'telepathy'}, 'trajectory | position'),
         ({'seam': 'glue'}, 'replace | ensemble | rtc'),
