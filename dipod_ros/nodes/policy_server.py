@@ -18,11 +18,11 @@ import uuid
 from pathlib import Path
 
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from std_msgs.msg import Bool, String
-from std_srvs.srv import Trigger
+from std_msgs.msg import String
 
 from dipod_ros.errors import UserError
 from dipod_ros.nodes import _policy_server_status as status
+from dipod_ros.nodes._policy_server_estop import EStopInput
 from dipod_ros.nodes._policy_server_inline import InlineDecisions
 from dipod_ros.nodes._policy_server_io import CommandOutput, RecordOutput, SensorInput
 from dipod_ros.nodes._policy_server_listener import ListenerCheck
@@ -119,9 +119,7 @@ class PolicyServer(LifecycleNode):
         self._threads: ServerThreads | InlineDecisions | None = None
         self._status = self.create_publisher(String, '~/status', qos.LATCHED)
         self._records = RecordOutput(self)
-        self.create_subscription(Bool, 'estop', self._on_estop_topic, 10)
-        self.create_service(Trigger, '~/estop', self._on_estop)
-        self.create_service(Trigger, '~/reset_estop', self._on_reset_estop)
+        EStopInput(self, self._safety.estop, self._on_estop)
         self._requests = CheckpointRequests(
             self, self._loader, limits, p, self._noise, self._publish_status
         )
@@ -264,32 +262,10 @@ class PolicyServer(LifecycleNode):
         for stream in (*streams, *own):
             self._input.listen(stream)
 
-    # E-stop
-
-    def _on_estop_topic(self, msg: Bool) -> None:
-        if msg.data:
-            self._stop_now('topic estop')
-
-    def _on_estop(self, _request, response: Trigger.Response) -> Trigger.Response:
-        self._stop_now('service ~/estop')
-        response.success, response.message = True, 'stopped; ~/reset_estop allows motion again'
-        return response
-
-    def _on_reset_estop(self, _request, response: Trigger.Response) -> Trigger.Response:
-        was = self._safety.estop.reset()
-        response.success = True
-        response.message = 'motion is allowed again' if was else 'the e-stop was not latched'
-        if was:
-            self.get_logger().warning(response.message)
-            self._publish_status()
-        return response
-
-    def _stop_now(self, reason: str) -> None:
-        if self._safety.estop.latch(reason):
-            if self._threads is not None:
-                self._threads.hurry()
-            self.get_logger().error(f'e-stop ({reason}): braking; it stays until ~/reset_estop')
-            self._publish_status()
+    def _on_estop(self) -> None:
+        if self._threads is not None and self._safety.estop.latched:
+            self._threads.hurry()
+        self._publish_status()
 
     # What it says about itself
 
