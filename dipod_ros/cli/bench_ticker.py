@@ -17,9 +17,9 @@ from rclpy.node import Node
 from std_msgs.msg import Float64MultiArray
 
 from dipod_ros.cli.bench_pong import end_with_stdin
-from dipod_ros.nodes._policy_server_output import sharpen_sleep
 from dipod_ros.ros import messages, qos
 from dipod_ros.ros.runtime import run_node
+from dipod_ros.ros.scheduling import sharpen_sleep
 
 TOPIC = 'bench_ticks'
 

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +17,7 @@ from dipod_ros.errors import UserError
 from dipod_ros.nodes._policy_server_params import PolicyServerParams
 from dipod_ros.policy.limits import JointLimits
 from dipod_ros.ros import messages, qos
+from dipod_ros.ros.scheduling import sharpen_sleep
 from dipod_ros.serving import setpoints
 from dipod_ros.serving.drive_laws import EffortLaw, Joints, PositionLaw, VelocityLaw, per_joint
 from dipod_ros.serving.latency import LatencyWindow
@@ -27,7 +26,6 @@ from dipod_ros.serving.realtime import RealTimeLoop
 
 # The longest sleep, so that an e-stop is not kept waiting where commands are far apart.
 NAP_S = 0.005
-_PR_SET_TIMERSLACK = 29
 
 
 def is_streamed(p: PolicyServerParams) -> bool:
@@ -174,9 +172,3 @@ class StreamOutput:
                 self._gravity,
             )
         return PositionLaw()
-
-
-def sharpen_sleep() -> None:
-    """Let the calling thread's sleeps end on time: Linux rounds them up by 50 us otherwise."""
-    if sys.platform == 'linux':
-        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(1), 0, 0, 0)
