@@ -27,6 +27,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker(skip)
 
 
+@pytest.fixture(scope='session', autouse=True)
+def _kept_graphs(tmp_path_factory):
+    """Let exported graphs outlive a test, but not the run: exporting one takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('graphs')))
+        yield
+
+
 @pytest.fixture
 def ros():
     """Return a live rclpy context of this test's own, shut down afterwards."""

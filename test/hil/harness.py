@@ -184,7 +184,7 @@ class Robot(Node):
 class Server:
     """The policy server as a process; parameters by keyword, `limits__velocity` for nested ones."""
 
-    def __init__(self, folder, limits, cache, remaps=(), **parameters):
+    def __init__(self, folder, limits, remaps=(), **parameters):
         self.log_path = Path(folder) / f'server-{time.monotonic_ns()}.log'
         given = {
             'seed': 1,
@@ -206,7 +206,7 @@ class Server:
                 command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {'RCUTILS_COLORIZED_OUTPUT': '0', 'XDG_CACHE_HOME': str(cache)},
+                env=os.environ | {'RCUTILS_COLORIZED_OUTPUT': '0'},
             )
 
     @property

@@ -105,7 +105,7 @@ def start(tmp_path, tmp_path_factory, policy):
     def begin(kind=Image, topic=TOPIC, **parameters):
         robot = CameraRobot(context, JOINTS, kind, topic)
         ends.append(robot.close)
-        server = Server(tmp_path, make_limits(), tmp_path / 'cache', checkpoint='seeing',
+        server = Server(tmp_path, make_limits(), checkpoint='seeing',
                         engine='torch', **parameters)  # fmt: skip
         ends.append(lambda: print(server.stop(), server.log))
         robot.wait_status(state='active')
@@ -195,9 +195,7 @@ def world(tmp_path):
         robot = load_robot('arm7')
         listener = Robot(context, robot.joints)
         ends.append(listener.close)
-        server = Server(
-            tmp_path, robot.limits, tmp_path / 'cache', checkpoint='wild', seed=3, lockstep=lockstep
-        )
+        server = Server(tmp_path, robot.limits, checkpoint='wild', seed=3, lockstep=lockstep)
         ends.append(lambda: print(server.stop(), server.log))
         listener.wait_status(state='active')
         simulator = Simulator(tmp_path, task='reach_camera', seed=5, lockstep=lockstep)

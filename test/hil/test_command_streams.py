@@ -86,7 +86,6 @@ def stack(tmp_path, folder):
         process = Server(
             folder,
             LIMITS,
-            tmp_path / 'cache',
             checkpoint='wild',
             interface=interface,
             **{'command_rate_hz': RATE_HZ, **server},
@@ -166,7 +165,9 @@ def test_when_the_server_dies_the_controllers_time_out_and_the_arm_stops(stack, 
     listener, server, _ = stack(interface, **(EFFORT if interface == 'effort' else {}))
     index = messages.JointIndex(ROBOT.joints)
     speed = lambda: np.abs(index.velocities(listener.states[-1])).max()  # noqa: E731
-    listener.wait(lambda: len(listener.commands) > 2 * RATE_HZ and speed() > 0.3)
+    listener.wait(
+        lambda: len(listener.commands) > 2 * RATE_HZ and listener.states and speed() > 0.3
+    )
     before = listener.figures[-1]['command_timeouts']
     server.process.send_signal(signal.SIGKILL)
     server.process.wait()
@@ -220,6 +221,6 @@ def test_every_trajectory_is_one_that_joint_trajectory_controller_accepts(stack,
     ],
 )
 def test_parameters_that_do_not_go_together_are_refused(tmp_path, folder, parameters, says):
-    server = Server(folder, LIMITS, tmp_path / 'cache', checkpoint='wild', **parameters)
+    server = Server(folder, LIMITS, checkpoint='wild', **parameters)
     assert server.process.wait(60.0) == 2
     assert says in server.log.splitlines()[-1]

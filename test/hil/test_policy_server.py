@@ -43,14 +43,8 @@ BOX = {
 }
 
 
-@pytest.fixture(scope='session')
-def cache(tmp_path_factory):
-    """Return a folder for exported graphs, so that only the first server has to export."""
-    return tmp_path_factory.mktemp('cache')
-
-
 @pytest.fixture
-def start(tmp_path, cache):
+def start(tmp_path):
     """Return a function that starts a server and the robot it serves."""
     context, robots, servers = make_context(), [], []
     save_checkpoint(tmp_path / 'first', seed=0)
@@ -58,7 +52,7 @@ def start(tmp_path, cache):
 
     def begin(robot_joints=JOINTS, active=True, **parameters):
         robots.append(Robot(context, robot_joints))
-        servers.append(Server(tmp_path, LIMITS, cache, **{'checkpoint': 'first', **parameters}))
+        servers.append(Server(tmp_path, LIMITS, **{'checkpoint': 'first', **parameters}))
         try:
             if active:
                 robots[-1].wait_status(state='active')

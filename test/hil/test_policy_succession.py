@@ -64,14 +64,8 @@ class Arm(Robot):
         return self.status
 
 
-@pytest.fixture(scope='session')
-def cache(tmp_path_factory):
-    """Return a folder for exported graphs, so that only the first server has to export."""
-    return tmp_path_factory.mktemp('cache')
-
-
 @pytest.fixture
-def start(tmp_path, cache):
+def start(tmp_path):
     """Return a function that starts a server in lockstep and the robot it serves."""
     context, robots, servers = make_context(), [], []
     for seed, name in enumerate(('first', 'second', 'third')):
@@ -81,7 +75,7 @@ def start(tmp_path, cache):
     def begin(**parameters):
         robots.append(Arm(context))
         given = {'checkpoint': 'first', 'lockstep': True, 'promotion_latency_s': 100.0}
-        servers.append(Server(tmp_path, LIMITS, cache, **(given | parameters)))
+        servers.append(Server(tmp_path, LIMITS, **(given | parameters)))
         try:
             robots[-1].wait_status(state='active')
             robots[-1].wait_connected()

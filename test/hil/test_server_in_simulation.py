@@ -63,7 +63,6 @@ def stack(tmp_path, tmp_path_factory, policy):
         server = Server(
             tmp_path,
             robot.limits,
-            tmp_path / 'cache',
             checkpoint='wild',
             seed=NOISE_SEED,
             lockstep=lockstep,

@@ -94,7 +94,6 @@ def start(tmp_path):
         server = Server(
             tmp_path,
             robot.limits,
-            tmp_path / 'cache',
             checkpoint='outwards',
             robot=robot.name,
             controller=robot.controller,

@@ -99,15 +99,6 @@ class Bench:
         self.buffer.put('joint_position', 'joint_states', position, stamp_ns)
 
 
-@pytest.fixture(scope='session', autouse=True)
-def cache(tmp_path_factory):
-    """Keep exported graphs out of the user's cache, and share them among the tests."""
-    folder = tmp_path_factory.mktemp('cache')
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('XDG_CACHE_HOME', str(folder))
-        yield folder
-
-
 @pytest.fixture
 def clock():
     return Clock()
