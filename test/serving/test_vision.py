@@ -96,10 +96,11 @@ def test_a_frozen_encoder_is_kept_and_a_new_one_refitted(loader, tmp_path):
     )
 
 
-def test_a_damaged_graph_in_the_cache_is_replaced(loader, tmp_path, cache):
+def test_a_damaged_graph_in_the_cache_is_replaced(loader, tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     make_camera_policy().save(tmp_path / 'seeing')
     loader().build(loader().validate('seeing'))
-    (kept,) = (cache / 'dipod_ros/graphs').glob('encoder-*.onnx')
+    (kept,) = (tmp_path / 'cache/dipod_ros/graphs').glob('encoder-*.onnx')
     kept.write_bytes(b'not a graph')
     loading = loader()
     assert loading.build(loading.validate('seeing')).eyes is not None
