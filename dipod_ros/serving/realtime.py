@@ -37,6 +37,8 @@ LAG = {'trajectory': 1, 'position': 0}
 LAG_WINDOW = 8
 # Which part of a period a decision may take, from that observation on, before the next commit.
 FREE = {'trajectory': 0.4, 'position': 0.2}
+# A trajectory is on its way for so long (parts of a period), with some slack.
+MARGIN = 0.3
 # A sample this much (parts of a period) older than a tick still shows the arm at that tick.
 FRESH = 0.1
 # Publishers need a moment to be found: a stream that is missing is no news before that.
@@ -131,7 +133,7 @@ class RealTimeLoop(Loop):
                 self._check_streams(before)
                 return None
             self._follow_grid(joints, at_least)
-            self._check_streams(before)
+            self._check_streams(self._open_tick(before))
             self._check_decisions(before)
             self.notify()
             plan = self.timeline.plan
@@ -223,6 +225,7 @@ class RealTimeLoop(Loop):
             self.notices.clear('watchdog', 'decisions are in time again')
             if generation != self._generation or self.safety.estop.latched or self._stopping:
                 return None
+            self._catch_up()
             if self.tick - asked >= len(sampled.chunk):
                 self.notices.set(
                     'late',
@@ -268,6 +271,22 @@ class RealTimeLoop(Loop):
                 error = joints.values - plan.knot(seen)
                 self.tracking.observe(error, plan.velocity(seen, self.safety.dt))
         self.tick = tick
+
+    def _catch_up(self) -> None:
+        """Commit what is due by now, if the control thread still waits for a processor.
+
+        Otherwise a decision would change a segment that the controller is on already.
+        """
+        if self._trajectory:
+            before = self.tick
+            self.tick = self.grid.follow(before)
+            self._check_decisions(before)
+
+    def _open_tick(self, before: int) -> int:
+        """Return the tick, `before` if possible, from which what is sent now may differ."""
+        if self._trajectory and self.grid.begun and self.grid.until(before) < MARGIN:
+            return self.tick
+        return before
 
     def _begin_anew(self) -> None:
         """Forget the plan and whatever is being sampled."""

@@ -107,6 +107,10 @@ class TickGrid:
         """Return by how many periods a sample is older than a tick."""
         return (self.tick_ns(tick) - self.time_ns(sample)) / self._period_ns
 
+    def until(self, tick: int) -> float:
+        """Return how many periods from now a tick is; below 0 when it has passed."""
+        return (self.tick_ns(tick) - self.now_ns()) / self._period_ns
+
     def follow(self, tick: int) -> int:
         """Return the tick that is due by now, `tick` being the last one."""
         ahead_ns = self.now_ns() + self._lead_ns - self.tick_ns(tick)

@@ -480,3 +480,35 @@ def test_an_arm_that_still_follows_is_not_mistaken_for_one_that_was_moved(world)
     world.run(4)
     assert world.counts(safety.RESYNC) == 0
     assert_smooth(world.setpoints, world.bench.limits)
+
+
+@pytest.mark.parametrize('late', [0.3, 0.8, 1.7, 2.6])
+def test_a_decision_does_not_wait_for_a_late_control_thread(make_world, late):
+    """The segment that the controller is on must not change: its first point is of a past tick."""
+    world = make_world('trajectory', replan_steps=3, forecast=False)
+    world.run(9)
+
+    def think():
+        world.bench.engine.during = lambda: None
+        world.clock.advance(late * DT)
+
+    world.bench.engine.during = think
+    sent = len(world.plans)
+    while len(world.plans) == sent:
+        world.sense()
+        world.decide()
+        if len(world.plans) == sent:
+            world.clock.advance(0.1 * DT)
+            world.control()
+    assert world.loop.grid.until(world.plans[-1].start) > 0
+
+
+@pytest.mark.parametrize('late', [0.3, 0.8, 1.7, 2.6])
+def test_a_late_control_thread_brakes_from_where_the_arm_has_got_to(make_world, late):
+    world = make_world('trajectory')
+    world.run(9)
+    world.bench.safety.estop.latch('test')
+    world.clock.now = world.loop.next_control_s() + late * DT
+    command = world.loop.control()
+    assert command.plan.motion.horizon == 0
+    assert world.loop.grid.until(command.plan.start) > 0
