@@ -100,7 +100,9 @@ def make_start(
     checkpoint = folder / CHECKPOINT_FOLDER
     if checkpoint.exists():
         made = read_manifest(checkpoint).lineage
-        if made.get('demonstrations') != how or made.get('cloning') != cloning:
+        # An older release had fewer settings; what it did then is today's default.
+        cloned = asdict(PretrainConfig()) | made.get('cloning', {})
+        if made.get('demonstrations') != how or cloned != cloning:
             raise UserError(f'{checkpoint} was made with other settings: give another folder')
         say(f'{task}: {checkpoint} is there')
         return checkpoint

@@ -94,6 +94,15 @@ def test_start_of_a_gait_is_made_once_and_the_same_again(tmp_path):
     with pytest.raises(UserError, match='other settings'):
         make_start('hopper', tmp_path / 'a', seed=1, **options)
 
+    # One that an older release made, before cloning had all of today's settings, is found as well.
+    text = manifest.decode()
+    assert ', samples: 1' in text
+    (made / 'manifest.yaml').write_text(text.replace(', samples: 1', ''))
+    assert make_start('hopper', tmp_path / 'a', **options) == made
+    with pytest.raises(UserError, match='other settings'):
+        other = replace(CLONING, samples=2)
+        make_start('hopper', tmp_path / 'a', **{**options, 'config': other})
+
     # The same settings elsewhere give the same bytes, the measurement in the manifest included:
     # expert, demonstrations, cloning and evaluation draw from nothing but the seed.
     other = make_start('hopper', tmp_path / 'b', **options)
