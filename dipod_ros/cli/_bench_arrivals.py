@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +23,22 @@ NS_PER_US = 1e3
 
 
 class Arrivals:
-    """When the middleware of this process received each message of a topic, ns.
+    """When the middleware of this process received each message of a topic, ns, and when it left.
 
     Messages are fetched now and then; the middleware dates them on a thread of its own, so neither
     this process' interpreter nor its executor is in the figures.
     """
 
-    def __init__(self, stack: Stack, topic: str) -> None:
-        """Listen to a topic of arrays."""
+    def __init__(
+        self,
+        stack: Stack,
+        topic: str,
+        on_message: Callable[[bytes, int, int], None] = lambda *_: None,
+    ) -> None:
+        """Listen to a topic of arrays; `on_message` gets the bytes and both times of each."""
+        self._on_message = on_message
         self.ns: list[int] = []
+        self.sent_ns: list[int] = []  # on the sender's clock
         namespace, name = stack.node.get_namespace(), f'arrivals_{topic.replace("/", "_")}'
         # On a node of its own, which no executor serves.
         self._node = rclpy.create_node(name, context=stack.node.context, namespace=namespace)
@@ -44,16 +51,25 @@ class Arrivals:
         handle = self._subscription.handle
         with handle:
             while (taken := handle.take_message(Float64MultiArray, True)) is not None:
-                self.ns.append(taken[1]['received_timestamp'])
+                data, info = taken
+                self.ns.append(info['received_timestamp'])
+                self.sent_ns.append(info['source_timestamp'])
+                self._on_message(data, self.ns[-1], self.sent_ns[-1])
         return len(self.ns)
 
     def close(self) -> None:
         """Stop listening."""
         self._node.destroy_node()
 
-    def period_errors_us(self, begin: int, end: int, period_s: float) -> np.ndarray:
-        """Return how far each interval between messages `begin` and `end` was off the period."""
-        return np.abs(np.diff(self.ns[begin:end]) - period_s * 1e9) / NS_PER_US
+    def period_errors_us(
+        self, begin: int, end: int, period_s: float, sent: bool = False
+    ) -> np.ndarray:
+        """Return how far each interval between messages `begin` and `end` was off the period.
+
+        Between their arrivals, or with `sent` between their departures.
+        """
+        times_ns = self.sent_ns if sent else self.ns
+        return np.abs(np.diff(times_ns[begin:end]) - period_s * 1e9) / NS_PER_US
 
 
 class Figures:
@@ -87,9 +103,10 @@ class Figures:
 
 
 @contextlib.contextmanager
-def ticking(stack: Stack, rate_hz: float, size: int) -> Iterator[None]:
+def ticking(stack: Stack, rate_hz: float, size: int, priority: int = 0) -> Iterator[None]:
     """Run the bare stream beside; it has ended when this returns."""
     command = [sys.executable, '-m', 'dipod_ros.cli.bench_ticker', str(rate_hz), str(size)]
+    command += [str(priority)]
     command += ['--ros-args', '-r', f'__ns:={stack.node.get_namespace()}']
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True

@@ -24,6 +24,7 @@ HELP = 'measure latency, throughput and learning beside their baselines'
 # Those of a run without a name; the others take minutes or hours.
 BENCHES = ('engine', 'sim', 'serve')
 LONGER = ('swap', 'realtime', 'train', 'distill', 'delay')
+REALTIME = ('swap', 'realtime')  # in which the operating system's scheduler matters
 MODULES = {'realtime': 'streams'}  # where the file has another name
 
 
@@ -57,6 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--quick', action='store_true', help='few repetitions: shows that it works, not how fast'
     )
+    parser.add_argument(
+        '--realtime-priority',
+        type=int,
+        default=0,
+        metavar='N',
+        help='swap and realtime: run what commands, and the bare stream beside it, with SCHED_FIFO '
+        'priority N, where that is permitted',
+    )
     add_json_argument(parser)
     bench_learn.add_arguments(parser)
 
@@ -69,6 +78,10 @@ def run(args: argparse.Namespace) -> int:
         return bench_learn.run(args)
     if bench_learn.given(args):
         raise UserError(f'{bench_learn.given(args)[0]} belongs to `dipod bench learn`')
+    if args.realtime_priority and args.what not in REALTIME:
+        raise UserError(
+            f'--realtime-priority belongs to `dipod bench {"` and `dipod bench ".join(REALTIME)}`'
+        )
     from dipod_ros.cli.bench_measure import Options
     from dipod_ros.cli.bench_report import machine_facts, table
 
@@ -78,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
             flow=_checkpoint(args.checkpoint, args.sampler, Path(folder) / 'flow'),
             student=_checkpoint(args.student, args.sampler, Path(folder) / 'student'),
             quick=args.quick or args.what is None,
+            realtime_priority=args.realtime_priority,
         )
         for name in BENCHES if args.what in (None, 'all') else (args.what,):
             file = MODULES.get(name, name)

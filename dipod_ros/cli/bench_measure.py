@@ -23,6 +23,7 @@ class Options:
     flow: Path  # checkpoint folder of the policy of many steps
     student: Path  # checkpoint folder of the policy of few steps
     quick: bool  # few repetitions
+    realtime_priority: int = 0  # of what keeps time, in `realtime` and `swap`; 0 is none
 
     def pick(self, full: int, quick: int) -> int:
         """Return the number of repetitions of this run."""

@@ -13,31 +13,32 @@ from geometry_msgs.msg import PointStamped
 from rcl_interfaces.srv import SetParameters
 from rclpy.clock import Clock, ClockType
 from rclpy.parameter import Parameter
+from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray, String, UInt8MultiArray
 
+from dipod_ros.cli._bench_arrivals import Arrivals
 from dipod_ros.cli.bench_ros import Stack
 from dipod_ros.policy.checkpoint import Manifest
 from dipod_ros.policy.decision import decode
 from dipod_ros.policy.limits import JointLimits
 from dipod_ros.ros import messages, qos
 
-# The publisher keeps one command; this side must not lose any while it does something else.
-DEPTH = 1000
 # Slack for round-off in second differences of positions.
 TOLERANCE = 1e-6
 
 
 class CommandStream:
-    """Every command that was received: its position, when it came, and the phase it came in.
+    """Every command that was received: its position, its two times, and the phase it came in.
 
-    Commands carry no stamp, so that their gaps are those of the receiver: the scheduling of both
-    processes and the middleware are in them.
+    The times are those of the middlewares: when the receiver's had it, with the transport and the
+    scheduling of both processes in it, and when the sender's took it.
     """
 
     def __init__(self) -> None:
         self._positions: list[np.ndarray] = []
-        self._received_s: list[float] = []
+        self._received_ns: list[int] = []
+        self._sent_ns: list[int] = []
         self._phases: list[int] = []
         self._swaps: list[bool | None] = [None]  # by phase; None is not measured
 
@@ -50,16 +51,21 @@ class CommandStream:
         """Begin a phase with swaps or without, or one that is not measured."""
         self._swaps.append(with_swaps)
 
-    def add(self, position: np.ndarray, received_s: float) -> None:
-        """Take a command [A] (rad)."""
+    def add(self, position: np.ndarray, received_ns: int, sent_ns: int) -> None:
+        """Take a command [A] (rad); the two times may be of different clocks."""
         self._positions.append(position)
-        self._received_s.append(received_s)
+        self._received_ns.append(received_ns)
+        self._sent_ns.append(sent_ns)
         self._phases.append(len(self._swaps) - 1)
 
-    def gaps_s(self, with_swaps: bool) -> np.ndarray:
-        """Return the seconds between successive commands of phases of a kind."""
+    def gaps_s(self, with_swaps: bool, sent: bool = False) -> np.ndarray:
+        """Return the seconds between successive commands of phases of a kind.
+
+        Between their arrivals, or with `sent` between their departures.
+        """
         kinds = np.array([self._swaps[p] is with_swaps for p in self._phases])
-        return np.diff(self._received_s)[kinds[1:] & kinds[:-1]]
+        times_ns = self._sent_ns if sent else self._received_ns
+        return np.diff(times_ns)[kinds[1:] & kinds[:-1]] / messages.NS_PER_S
 
     def violations(self, limits: JointLimits, dt: float) -> int:
         """Return how many commands leave position, velocity or acceleration limits.
@@ -105,10 +111,10 @@ class StreamPlayer:
                 self._points.append((publisher, values))
             elif stream.source == 'joint_position':
                 self._position = self._last = values.astype(np.float64)
+        self._commands = Arrivals(stack, f'{controller}/commands', self._on_command)
         self._joints = node.create_publisher(JointState, 'joint_states', qos.STATE)
         self._client = node.create_client(SetParameters, 'policy_server/set_parameters')
         listen = node.create_subscription
-        listen(Float64MultiArray, f'{controller}/commands', self._on_command, DEPTH)
         listen(UInt8MultiArray, 'replay', self._on_record, qos.REPLAY)
         listen(String, 'policy_server/status', self._on_status, qos.LATCHED)
         listen(DiagnosticArray, '/diagnostics', self._on_diagnostics, 10)
@@ -117,11 +123,14 @@ class StreamPlayer:
 
     def begin(self, with_swaps: bool) -> None:
         """Begin a phase of the stream."""
+        self._commands.collect()
         self._phase = with_swaps
         self.stream.begin(with_swaps)
 
     def end(self) -> None:
         """Measure no more of the stream."""
+        self._commands.collect()
+        self._commands.close()
         self._phase = None
         self.stream.begin(None)
         self._timer.cancel()
@@ -147,6 +156,7 @@ class StreamPlayer:
         return self._first_s[sha256] - asked_s
 
     def _say(self) -> None:
+        self._commands.collect()
         ns = time.monotonic_ns()
         for publisher, values in self._points:
             publisher.publish(messages.point_msg(ns, values))
@@ -154,10 +164,10 @@ class StreamPlayer:
         self._last = self._position
         self._joints.publish(self._writer.message(ns, self._position, velocity))
 
-    def _on_command(self, msg: Float64MultiArray) -> None:
-        received_s = time.perf_counter()
+    def _on_command(self, data: bytes, received_ns: int, sent_ns: int) -> None:
+        msg = deserialize_message(data, Float64MultiArray)
         self._position, _ = messages.read_commands(msg)
-        self.stream.add(self._position, received_s)
+        self.stream.add(self._position, received_ns, sent_ns)
 
     def _on_record(self, msg: UInt8MultiArray) -> None:
         decision = decode(messages.read_payload(msg))

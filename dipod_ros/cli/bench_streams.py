@@ -38,6 +38,7 @@ PARAMETERS = """/**:
     gap_every: 0
     epochs: 300
     tensorboard: false
+    realtime_priority: {priority}
 """
 # A control period of the camera run: 33 pictures per second.
 CAMERA_PERIOD_S = 0.03
@@ -62,9 +63,9 @@ def measure(options: Options) -> dict[str, Any]:
         results = []
         for rate_hz in rates_hz:
             # The flow acts and learns, as in `dipod up online.launch.yaml`.
-            alone = _measure(options.flow, rate_hz, seconds, Path(folder), trainer=False)
+            alone = _measure(options, rate_hz, seconds, Path(folder), trainer=False)
             bar.update()
-            busy = _measure(options.flow, rate_hz, seconds, Path(folder), trainer=True)
+            busy = _measure(options, rate_hz, seconds, Path(folder), trainer=True)
             bar.update()
             over = busy['decision_us_p99'] / alone['decision_us_p99']
             results.append(
@@ -80,6 +81,7 @@ def measure(options: Options) -> dict[str, Any]:
     return {
         'checkpoint': options.flow.name,
         'measured_s': seconds,
+        'realtime_priority': options.realtime_priority,
         **camera,
         **first,
         **{f'at_{other["command_rate_hz"]:.0f}_hz': other for other in others},
@@ -87,12 +89,13 @@ def measure(options: Options) -> dict[str, Any]:
 
 
 def _measure(
-    path: Path, rate_hz: float, seconds: float, folder: Path, trainer: bool
+    options: Options, rate_hz: float, seconds: float, folder: Path, trainer: bool
 ) -> dict[str, Any]:
+    path, priority = options.flow, options.realtime_priority
     checkpoint = load(path)
     spec = checkpoint.spec
     params = folder / 'params.yaml'
-    params.write_text(PARAMETERS)
+    params.write_text(PARAMETERS.format(priority=priority))
     arguments = {
         **_arguments(checkpoint, params),
         'checkpoint': str(path),
@@ -113,7 +116,7 @@ def _measure(
         controller = _robot(spec.robot).controller
         commands, ticks = Arrivals(stack, f'{controller}/commands'), Arrivals(stack, TICKS)
         figures = Figures(stack)
-        with ticking(stack, rate_hz, len(spec.joints)):
+        with ticking(stack, rate_hz, len(spec.joints), priority):
             stack.spin_until(
                 lambda: min(commands.collect(), ticks.collect()) > rate_hz,
                 'the first commands',
@@ -137,12 +140,15 @@ def _measure(
         commands.close()
         ticks.close()
     errors = commands.period_errors_us(before[0], counts[0], 1 / rate_hz)
+    sent = commands.period_errors_us(before[0], counts[0], 1 / rate_hz, sent=True)
     bare = ticks.period_errors_us(before[1], counts[1], 1 / rate_hz)
     decisions = figures.server['decisions']
     p50, p99 = (float(decisions[f'decision {p} ms']) * US_PER_MS for p in ('p50', 'p99'))
     result = {
         **spread('period_error_us', errors),
         'period_error_p99_share': float(np.percentile(errors, 99)) * 1e-6 * rate_hz,
+        **spread('sent_period_error_us', sent),
+        'sent_period_error_p99_share': float(np.percentile(sent, 99)) * 1e-6 * rate_hz,
         **spread('bare_period_error_us', bare),
         'period_error_p99_over_bare': float(np.percentile(errors, 99) / np.percentile(bare, 99)),
         'decision_us': p50,

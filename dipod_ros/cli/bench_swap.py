@@ -43,7 +43,7 @@ def measure(options: Options) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix='dipod_bench_') as folder:
         paths = _policies(options.student, Path(folder))
         with tqdm(total=swaps + refits + exports, desc='swap', leave=False) as bar:
-            stream = _stream(paths, swaps, Path(folder), bar)
+            stream = _stream(paths, swaps, options.realtime_priority, Path(folder), bar)
             with no_kept_graphs():
                 checkpoint = ckpt.load(paths[0])
                 engine = EngineFactory('onnx', threads=1).build(checkpoint)
@@ -77,12 +77,14 @@ def _policies(source: Path, folder: Path) -> list[Path]:
     return paths
 
 
-def _stream(paths: list[Path], swaps: int, folder: Path, bar: tqdm) -> dict[str, Any]:
+def _stream(
+    paths: list[Path], swaps: int, priority: int, folder: Path, bar: tqdm
+) -> dict[str, Any]:
     """Return what the receiver of the commands saw, with swaps and without."""
     manifests = [ckpt.read_manifest(path) for path in paths]
     spec = manifests[0].spec
     settings = folder / 'settings.yaml'
-    given = {'control_period_s': PERIOD_S, 'outcome_timeout_s': 0.0}
+    given = {'control_period_s': PERIOD_S, 'outcome_timeout_s': 0.0, 'realtime_priority': priority}
     settings.write_text(yaml.safe_dump({'/**': {'ros__parameters': given}}))
     arguments = policy_arguments(paths[0], spec.robot) | {
         'lockstep': 'false',
@@ -109,7 +111,7 @@ def _stream(paths: list[Path], swaps: int, folder: Path, bar: tqdm) -> dict[str,
                 player.begin(False)
                 stack.spin(took_s)
             player.end()
-    return _figures(player, spec, swap_s)
+    return {'realtime_priority': priority, **_figures(player, spec, swap_s)}
 
 
 def _other(player: StreamPlayer, manifests: list[ckpt.Manifest]) -> tuple[Path, str]:
@@ -121,13 +123,14 @@ def _other(player: StreamPlayer, manifests: list[ckpt.Manifest]) -> tuple[Path, 
 def _figures(player: StreamPlayer, spec, swap_s: list[float]) -> dict[str, Any]:
     results: dict[str, Any] = {'swaps': len(swap_s), 'commands': player.stream.count}
     for name, with_swaps in (('', True), ('_without_swaps', False)):
-        gaps = player.stream.gaps_s(with_swaps) / PERIOD_S
-        median, p99, most = np.percentile(gaps, (50, 99, 100)).tolist()
-        results |= {
-            f'max_gap_periods{name}': most,
-            f'p99_gap_periods{name}': p99,
-            f'median_gap_periods{name}': median,
-        }
+        for what, sent in (('gap', False), ('sent_gap', True)):
+            gaps = player.stream.gaps_s(with_swaps, sent) / PERIOD_S
+            median, p99, most = np.percentile(gaps, (50, 99, 100)).tolist()
+            results |= {
+                f'max_{what}_periods{name}': most,
+                f'p99_{what}_periods{name}': p99,
+                f'median_{what}_periods{name}': median,
+            }
     return {
         **results,
         'limit_violations': player.stream.violations(spec.limits, PERIOD_S),

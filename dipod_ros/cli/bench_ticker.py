@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bare command stream: a process that does nothing but publish at a rate.
 
-`python -m dipod_ros.cli.bench_ticker RATE_HZ SIZE --ros-args -r __ns:=NAMESPACE`. It ends with its
-stdin, so it cannot outlive the process that started it, however that ends.
+`python -m dipod_ros.cli.bench_ticker RATE_HZ SIZE PRIORITY --ros-args -r __ns:=NAMESPACE`. It ends
+with its stdin, so it cannot outlive the process that started it, however that ends.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from std_msgs.msg import Float64MultiArray
 from dipod_ros.cli.bench_pong import end_with_stdin
 from dipod_ros.ros import messages, qos
 from dipod_ros.ros.runtime import run_node
-from dipod_ros.ros.scheduling import sharpen_sleep
+from dipod_ros.ros.scheduling import RealTimePriority, sharpen_sleep
 
 TOPIC = 'bench_ticks'
 
@@ -31,6 +31,7 @@ class Ticker(Node):
         super().__init__('ticker')
         self._period_s = 1 / float(sys.argv[1])
         self._values = np.zeros(int(sys.argv[2]))
+        self._priority = RealTimePriority(int(sys.argv[3]), self.get_logger().warning)
         self._publisher = self.create_publisher(Float64MultiArray, TOPIC, qos.COMMAND)
         threading.Thread(target=end_with_stdin, daemon=True).start()
         self._closing = threading.Event()
@@ -43,6 +44,7 @@ class Ticker(Node):
         self._thread.join(5.0)
 
     def _tick(self) -> None:
+        self._priority.raise_this_thread()
         sharpen_sleep()
         gc.disable()
         msg, due = Float64MultiArray(), time.monotonic()

@@ -13,6 +13,7 @@ from dipod_ros.nodes._policy_server_output import StreamOutput
 from dipod_ros.ros.runtime import EXIT_BUG, request_exit
 from dipod_ros.ros.scheduling import RealTimePriority
 from dipod_ros.serving.loop import Loop
+from dipod_ros.serving.observation import Sample
 from dipod_ros.serving.realtime import RealTimeLoop
 
 # How often a thread looks up without being woken: bounds how late records and shutdown come.
@@ -49,6 +50,7 @@ class ServerThreads:
         self._priority = priority
         self._stop = threading.Event()
         self._hurry = threading.Event()
+        self._newest: Sample | None = None  # joint states that were looked at
         streamed = isinstance(commands, StreamOutput)
         self._threads = [
             self._thread('decisions', self._decide),
@@ -62,8 +64,15 @@ class ServerThreads:
             thread.start()
 
     def news(self) -> None:
-        """Look whether what just arrived makes a decision due."""
-        self._loop.notify()
+        """Look whether what just arrived makes a decision due.
+
+        Joint states do, which come at least once per control period. Looking costs more than to
+        store anything else that comes in between.
+        """
+        newest = self._loop.joint_sample()
+        if newest is not self._newest:
+            self._newest = newest
+            self._loop.notify()
 
     def hurry(self) -> None:
         """Look for reasons to stop now instead of at the next control period."""
@@ -91,7 +100,8 @@ class ServerThreads:
         sends = loop.config.interface == 'trajectory'  # positions are sent by the other thread
         while not stop.is_set():
             with loop.wake:
-                loop.wake.wait_for(lambda: stop.is_set() or loop.ready(), IDLE_S)
+                if not (stop.is_set() or loop.ready()):
+                    loop.wake.wait(IDLE_S)  # whoever wakes us has asked `ready`, and so will `step`
             decided = loop.step()
             if decided is not None:
                 command, received_s = decided

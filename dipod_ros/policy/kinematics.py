@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,10 +59,30 @@ class TipKinematics:
 
     def forward(self, q: np.ndarray) -> np.ndarray:
         """Return the tip's position [3] (m) for joint positions q [A] (rad)."""
-        p = self.tip
-        for axis, origin, angle in zip(self.axes[::-1], self.origins[::-1], q[::-1], strict=True):
-            r = p - origin
+        # In plain numbers: numpy takes ten times as long for three of them.
+        x, y, z = self._tip
+        for (ax, ay, az), (ox, oy, oz), angle in zip(
+            self._reversed_axes, self._reversed_origins, q[::-1].tolist(), strict=True
+        ):
+            x, y, z = x - ox, y - oy, z - oz
+            cos, sin = math.cos(angle), math.sin(angle)
+            along = (ax * x + ay * y + az * z) * (1.0 - cos)
             # Rodrigues' formula
-            turned = r * np.cos(angle) + np.cross(axis, r) * np.sin(angle)
-            p = origin + turned + axis * (axis @ r) * (1 - np.cos(angle))
-        return p
+            x, y, z = (
+                ox + x * cos + (ay * z - az * y) * sin + ax * along,
+                oy + y * cos + (az * x - ax * z) * sin + ay * along,
+                oz + z * cos + (ax * y - ay * x) * sin + az * along,
+            )
+        return np.array((x, y, z))
+
+    @functools.cached_property
+    def _tip(self) -> list[float]:
+        return self.tip.tolist()
+
+    @functools.cached_property
+    def _reversed_axes(self) -> list[list[float]]:
+        return self.axes[::-1].tolist()
+
+    @functools.cached_property
+    def _reversed_origins(self) -> list[list[float]]:
+        return self.origins[::-1].tolist()

@@ -35,19 +35,17 @@ class TrackingLag:
         """Take the number of joints and the control period in seconds; the lag begins at 0."""
         self._sums = np.zeros((5, joints))  # of 1, v, e, v v, v e
         self._longest_s = LONGEST_PERIODS * dt
+        self.seconds = np.zeros(joints)  # the lag per joint [A]
 
     def observe(self, error: np.ndarray, velocity: np.ndarray) -> None:
         """Take measured minus setpoint [A] (rad), and the setpoint's velocity [A] (rad/s)."""
         now = np.stack([np.ones_like(error), velocity, error, velocity**2, velocity * error])
         self._sums = FORGET * self._sums + now
-
-    @property
-    def seconds(self) -> np.ndarray:
-        """The lag per joint [A] in seconds."""
+        # Here and not where it is needed: then a command is waited for.
         n, v, e, vv, ve = self._sums
         count = np.maximum(n, 1.0)
         slope = (ve - v * e / count) / (vv - v * v / count + count * QUIET_RAD_S**2)
-        return np.clip(-slope, 0.0, self._longest_s)
+        self.seconds = np.clip(-slope, 0.0, self._longest_s)
 
 
 def roll_forward(

@@ -51,7 +51,7 @@ class LockstepLoop(Loop):
 
     def ready(self) -> bool:
         """Tell whether there is an observation to answer; call while holding `wake`."""
-        sample, outcome = self._joint_sample(), self._outcome
+        sample, outcome = self.joint_sample(), self._outcome
         if sample is None or outcome is None or sample is self._answered:
             return False
         if abs(outcome.stamp_ns - sample.stamp_ns) > SAME_STAMP_NS:
@@ -65,7 +65,7 @@ class LockstepLoop(Loop):
         """
         with self.wake:
             missing = self._missing()
-            if self._answered is not None and self._answered is self._joint_sample():
+            if self._answered is not None and self._answered is self.joint_sample():
                 return 'the world to advance'
             if missing and self.clock() - self._answered_s > PATIENCE_S:
                 self.notices.set('waiting', f'waiting for {missing}')
@@ -73,7 +73,7 @@ class LockstepLoop(Loop):
             return missing
 
     def _missing(self) -> str:
-        sample, outcome = self._joint_sample(), self._outcome
+        sample, outcome = self.joint_sample(), self._outcome
         topic = self.config.joint_topic
         if sample is None:
             problem = self.buffer.problem('joint_position', topic, np.inf)
@@ -98,7 +98,7 @@ class LockstepLoop(Loop):
         with self.wake:
             if not self.ready():
                 return None
-            sample = self._joint_sample()
+            sample = self.joint_sample()
             key = (sample.stamp_ns, self.episode)
             if key == self._answered_key and self._answer is not None:
                 self._answered = sample

@@ -157,11 +157,12 @@ class Loop:
         """The episode that the newest observation belongs to; 0 when nobody tells."""
         return 0 if self._outcome is None else self._outcome.episode_now
 
-    def _joint_sample(self) -> Sample | None:
+    def joint_sample(self) -> Sample | None:
+        """Return the newest joint positions, None while there are none."""
         return self.buffer.sample('joint_position', self.config.joint_topic)
 
     def _newest_stamp_ns(self) -> int:
-        sample = self._joint_sample()
+        sample = self.joint_sample()
         return 0 if sample is None else sample.stamp_ns
 
     def _resync_if_apart(self, position: np.ndarray) -> None:

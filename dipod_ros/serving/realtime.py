@@ -124,7 +124,7 @@ class RealTimeLoop(Loop):
         """
         with self.wake:
             before = self.tick
-            joints = self._joint_sample()
+            joints = self.joint_sample()
             if joints is not None:
                 streams = self.agent.policy.layout.stamped
                 others = (self.buffer.sample(s.source, s.topic) for s in streams)
@@ -166,7 +166,7 @@ class RealTimeLoop(Loop):
             self._due_tick = self.tick
         # The observation of this very tick is about to come; but one tick is all it is waited for.
         lag = max(self._lag, min(self._lags, default=0))
-        behind = self.grid.behind(self._joint_sample(), self.tick - lag)
+        behind = self.grid.behind(self.joint_sample(), self.tick - lag)
         return behind <= FRESH or self.tick > self._due_tick
 
     def latency_ticks(self) -> int:
@@ -198,10 +198,10 @@ class RealTimeLoop(Loop):
                     self.agent.begin()
                 return None
             self._tried_tick, self._due_tick, self._anew = self.tick, None, False
-            policy = self.agent.begin()
-            if policy.layout.problems(self.buffer):
+            before, policy = self.agent.policy, self.agent.begin()
+            if policy is not before and policy.layout.problems(self.buffer):
                 return None  # a policy that just took over needs a stream that is on its way
-            sample = self._joint_sample()
+            sample = self.joint_sample()
             if self.timeline.plan is None:
                 self.timeline.reset(sample.values, self.tick)
             elif self._held and self._stands():
@@ -386,7 +386,7 @@ class RealTimeLoop(Loop):
         return found if covered else [*found, joint]
 
     def _seen_since(self, stamp_ns: int, received_s: float) -> bool:
-        sample = self._joint_sample()
+        sample = self.joint_sample()
         if sample.stamp_ns:
             return sample.stamp_ns >= stamp_ns - SAME_STAMP_NS
         return sample.received_s > received_s

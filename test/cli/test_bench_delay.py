@@ -90,7 +90,7 @@ def test_the_arm_is_where_the_forecast_said(world, monkeypatch):
 
     def sensed():
         sense()
-        tick = w.loop.grid.nearest(w.loop._joint_sample())
+        tick = w.loop.grid.nearest(w.loop.joint_sample())
         tip = w._episodes.points()['tip'][0]
         came.setdefault(tick, (w._episodes.worlds.joint_position[0], tip))
 

@@ -21,7 +21,7 @@ def play(path):
     stream = CommandStream()
     stream.begin(True)
     for k, point in enumerate(path):
-        stream.add(np.asarray(point, dtype=float), k * DT)
+        stream.add(np.asarray(point, dtype=float), round(k * DT * 1e9), 0)
     return stream
 
 
@@ -36,10 +36,11 @@ def test_gaps_belong_to_the_phase_that_they_are_in():
     for with_swaps, times in ((True, (0.0, 0.01, 0.04)), (False, (0.14, 0.15)), (None, (9.0, 9.5))):
         stream.begin(with_swaps)
         for t in times:
-            stream.add(np.zeros(3), t)
+            stream.add(np.zeros(3), round(t * 1e9), round(2e9 * t))
     stream.begin(True)
-    stream.add(np.zeros(3), 20.0)
+    stream.add(np.zeros(3), 20_000_000_000, 40_000_000_000)
     np.testing.assert_allclose(stream.gaps_s(True), [0.01, 0.03])
+    np.testing.assert_allclose(stream.gaps_s(True, sent=True), [0.02, 0.06])
     np.testing.assert_allclose(stream.gaps_s(False), [0.01])
 
 

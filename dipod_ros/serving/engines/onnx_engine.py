@@ -59,11 +59,21 @@ class OnnxEngine(EngineBase):
         shapes = {i.name: i.shape for i in self._session.get_inputs()}
         self._observation = np.zeros(shapes['observation'], dtype=np.float32)
         self._noise = np.zeros(shapes['noise'], dtype=np.float32)
-        self._feed = {'observation': self._observation, 'noise': self._noise}
+        inputs = {'observation': self._observation, 'noise': self._noise}
         self.guided = 'prefix' in shapes
         if self.guided:
             for name in ('prefix', 'weights'):
-                self._feed[name] = np.zeros(shapes[name], dtype=np.float32)
+                inputs[name] = np.zeros(shapes[name], dtype=np.float32)
+        self._inputs = inputs
+        chunk = self._session.get_outputs()[0]
+        self._chunk = np.zeros(chunk.shape, dtype=np.float32)
+        # Bound once: an ordinary `run` makes values of its inputs and outputs anew, which takes a
+        # fifth of a small policy's time.
+        self._binding = self._session.io_binding()
+        for name, array in inputs.items():
+            self._binding.bind_cpu_input(name, array)
+        value = ort.OrtValue.ortvalue_from_numpy(self._chunk)  # a view, on a CPU
+        self._binding.bind_ortvalue_output(chunk.name, value)
         self._model = model
         self._names = frozenset(weights)
         self._threads = threads
@@ -122,11 +132,12 @@ class OnnxEngine(EngineBase):
         self._observation[0] = observation
         self._noise[0] = noise
         if self.guided:
-            self._feed['prefix'][0] = 0.0 if prefix is None else prefix
-            self._feed['weights'][0] = 0.0 if weights is None else weights
+            self._inputs['prefix'][0] = 0.0 if prefix is None else prefix
+            self._inputs['weights'][0] = 0.0 if weights is None else weights
         elif prefix is not None:
             raise EngineError('this graph was built without guidance')
-        return self._session.run(None, self._feed)[0][0]
+        self._session.run_with_iobinding(self._binding)
+        return self._chunk[0].copy()
 
     def refit(self, weights: Mapping[str, np.ndarray]) -> OnnxEngine:
         """Return a session on the same graph with other weights.
