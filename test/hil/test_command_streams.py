@@ -75,10 +75,12 @@ def stack(tmp_path, folder):
             JointTrajectory,
             'arm_controller/joint_trajectory',
             # Without joint states there is no clock to judge by: the server may hear them first.
-            lambda msg: listener.states
-            and listener._add(
-                listener.refusals,
-                refusal(msg, ROBOT.joints, messages.stamp_ns(listener.states[-1].header.stamp)),
+            lambda msg: (
+                listener.states
+                and listener._add(
+                    listener.refusals,
+                    refusal(msg, ROBOT.joints, messages.stamp_ns(listener.states[-1].header.stamp)),
+                )
             ),
             100,
         )

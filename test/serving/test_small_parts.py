@@ -20,6 +20,17 @@ def test_the_latency_window_forgets_warm_up_and_the_distant_past():
     assert window.percentile(50) == pytest.approx(0.0495)
 
 
+def test_percentiles_are_those_of_numpy_while_the_window_moves():
+    window, kept = LatencyWindow(size=50), []
+    # Many of them equal: which of the equal ones leaves must not matter.
+    for seconds in np.random.default_rng(0).integers(1, 20, 200) * 0.001:
+        window.add(float(seconds))
+        kept = [*kept, seconds][-50:]
+        for percent in (0, 37.5, 50, 99, 100):
+            assert window.percentile(percent) == pytest.approx(np.percentile(kept, percent))
+        assert len(window) == len(kept)
+
+
 def test_an_empty_latency_window_says_zero():
     assert LatencyWindow().percentile(99) == 0.0
 
