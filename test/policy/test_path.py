@@ -14,6 +14,7 @@ from dipod_ros.policy.path import (  # noqa: E402
     PathSamples,
     cfm_loss,
     draw_path_samples,
+    many_cfm_losses,
 )
 
 
@@ -72,3 +73,17 @@ def test_samples_repeat_with_their_generator_and_cover_the_path():
     assert first.t.mean().item() == pytest.approx(0.5, abs=0.01)
     assert first.eps.std().item() == pytest.approx(1.0, abs=0.02)
     assert first.eps.shape == (4000, 2, 3)
+
+
+@pytest.mark.parametrize('batch', [0, 1, 150])
+def test_many_losses_are_those_of_one_call(make_policy, batch):
+    policy = make_policy(size=2, horizon=2)
+    generator = torch.Generator().manual_seed(3)
+    action = torch.randn(batch, 4, generator=generator)
+    observation = torch.randn(batch, 5, generator=generator)
+    samples = draw_path_samples(batch, 64, 4, generator)  # 150 x 64 evaluations take three parts
+    with torch.no_grad():
+        whole = cfm_loss(policy, action, observation, samples)
+    parts = many_cfm_losses(policy, action, observation, samples)
+    assert parts.shape == (batch, 64) and not parts.requires_grad
+    torch.testing.assert_close(parts, whole)

@@ -35,7 +35,12 @@ from dipod_ros.learning.algorithms.base import (
     clipped_surrogate,
 )
 from dipod_ros.policy.flow import FlowPolicy
-from dipod_ros.policy.path import PathSamples, cfm_loss, draw_path_samples
+from dipod_ros.policy.path import (
+    PathSamples,
+    cfm_loss,
+    draw_path_samples,
+    many_cfm_losses,
+)
 
 TRUST_REGIONS = ('ppo', 'aspo')
 RATIOS = ('sample', 'action')
@@ -159,7 +164,7 @@ class Dipod(Algorithm):
         """Return (t, eps) [M, S], [M, S, D] and the losses of the policy that acted [M, S]."""
         dim = batch.actions.shape[-1]
         samples = draw_path_samples(len(batch), self.config.samples_per_action, dim, generator)
-        ell = cfm_loss(behaviour, batch.actions, batch.observations, samples)
+        ell = many_cfm_losses(behaviour, batch.actions, batch.observations, samples)
         memory = {'t': samples.t, 'eps': samples.eps, 'ell_old': ell}
         if self._start is not None:
             noise = torch.randn(len(batch), self._start.spec.noise_size, generator=generator)
