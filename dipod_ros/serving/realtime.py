@@ -12,14 +12,14 @@ s. The chunk is for s + 1 on, and what has gone by of it when it is there is lef
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Set
 
 from dipod_ros.serving.decisions import Outcome
 from dipod_ros.serving.forecast import TrackingLag, roll_forward
 from dipod_ros.serving.loop import Command, Decided, Loop
-from dipod_ros.serving.observation import SAME_STAMP_NS, Sample, StreamProblem
+from dipod_ros.serving.observation import Sample, StreamProblem
 from dipod_ros.serving.safety import ESTOP, STALE, UNDERRUN, WATCHDOG, Watchdog
 from dipod_ros.serving.stamp_guard import StampGuard
+from dipod_ros.serving.stream_watch import StreamWatch
 from dipod_ros.serving.tick_grid import TickGrid
 from dipod_ros.serving.timeline import TRAIL
 
@@ -41,8 +41,6 @@ FREE = {'trajectory': 0.4, 'position': 0.2}
 MARGIN = 0.3
 # A sample this much (parts of a period) older than a tick still shows the arm at that tick.
 FRESH = 0.1
-# Publishers need a moment to be found: a stream that is missing is no news before that.
-GRACE_S = 2.0
 STOPPING = 'stopping'
 CLOCK_SET = 'clock set'
 
@@ -61,19 +59,23 @@ class RealTimeLoop(Loop):
             self.config.stamp_tolerance_s, self.config.joint_topic, self.grid.robot_ns
         )
         self.buffer.judge = guard.judge
+        self._streams = StreamWatch(
+            self.buffer,
+            self.notices,
+            self.config.joint_topic,
+            self.config.joint_max_age_s,
+            self.clock,
+        )
         self._lag, self._free = LAG[interface], FREE[interface]
         # A decision must be there this part of a period before the commit that it is for.
         self._margin = (1.0 - LEAD[interface]) % 1.0 - self._free
         self._lags: deque[int] = deque(maxlen=LAG_WINDOW)  # what was reached in the last periods
         self.tracking = TrackingLag(len(self.safety.limits.joints), self.safety.dt)
         self._due_tick: int | None = None  # the first tick at which the next decision was due
-        self._begun_s = self.clock()
-        self._silent: Set[str] = set()  # streams that a notice is about
         self._held = ''  # why nothing may move, '' when it may
         self._sent: object = None  # the plan that was sent last
         self._tried_tick = -1  # the last tick at which a decision was tried
         self._generation = 0  # changes when whatever is being sampled is void
-        self._reset: tuple[int, float] | None = None  # stamp and receipt of the last, until seen
         self._stopping = False
         self._anew = False  # decide now, whatever is left of the chunk
         self.late_stream = ''  # why the arm goes slowly, '' when it does not
@@ -86,7 +88,7 @@ class RealTimeLoop(Loop):
             if outcome.reset:
                 self._end_decision(outcome.stamp_ns)
                 self._begin_anew()
-                self._reset = (outcome.stamp_ns, self.clock())
+                self._streams.world_was_reset(outcome.stamp_ns)
                 self._step = 0
             self._outcome = outcome
             self.wake.notify_all()
@@ -297,15 +299,7 @@ class RealTimeLoop(Loop):
     def _check_streams(self, before: int) -> None:
         """Brake from tick `before`, once, when there is a reason to."""
         problems = self._problems()
-        early = self.clock() - self._begun_s < GRACE_S
-        silent = {
-            f'stream {p.stream}': p.text for p in problems if not (early and p.kind == 'missing')
-        }
-        for key in self._silent - silent.keys():
-            self.notices.clear(key, f'{key} is there again')
-        for key, text in silent.items():
-            self.notices.set(key, text)
-        self._silent = silent.keys()
+        self._streams.tell(problems)
         if self.safety.estop.latched:
             reason = ESTOP
         elif problems:
@@ -330,7 +324,8 @@ class RealTimeLoop(Loop):
     def _slow_down_if_late(self, before: int) -> None:
         """Go slowly while a stream is late, and decide anew when it is there again."""
         speed = self.safety.speed
-        self.late_stream = self._late_stream(speed.config.slow_age_share)
+        layout = self.agent.policy.layout
+        self.late_stream = self._streams.late(layout, speed.config.slow_age_share)
         slow = bool(self.late_stream)
         if slow == speed.slow:
             return
@@ -343,20 +338,6 @@ class RealTimeLoop(Loop):
         if motion is not None and motion.altered:
             self._end_decision(self._newest_stamp_ns(), interrupted=True, tick=before)
             self.timeline.take(before, motion)
-
-    def _late_stream(self, share: float) -> str:
-        """Return the name of a stream older than `share` of its maximum age, '' without one."""
-        topic = self.config.joint_topic
-        joints = ('joint_position', topic, self.config.joint_max_age_s, topic)
-        streams = self.agent.policy.layout.sensed
-        for source, topic, max_age_s, name in (
-            joints,
-            *((s.source, s.topic, s.max_age_s, s.name) for s in streams),
-        ):
-            age = self.buffer.age_s(source, topic)
-            if share < 1 and age is not None and age > share * max_age_s:
-                return name
-        return ''
 
     def _check_decisions(self, before: int) -> None:
         plan = self.timeline.plan
@@ -373,23 +354,7 @@ class RealTimeLoop(Loop):
             self.notices.set('watchdog', text)
 
     def _problems(self) -> list[StreamProblem]:
-        found = self.agent.policy.layout.problems(self.buffer)
-        topic = self.config.joint_topic
-        joint = self.buffer.problem('joint_position', topic, self.config.joint_max_age_s)
-        if joint is None and self._reset is not None:
-            if self._seen_since(*self._reset):
-                self._reset = None
-            else:
-                text = f'stream {topic}: nothing since the reset of the world'
-                joint = StreamProblem(topic, topic, 'stale', text)
-        covered = joint is None or any(p.topic == topic for p in found)
-        return found if covered else [*found, joint]
-
-    def _seen_since(self, stamp_ns: int, received_s: float) -> bool:
-        sample = self.joint_sample()
-        if sample.stamp_ns:
-            return sample.stamp_ns >= stamp_ns - SAME_STAMP_NS
-        return sample.received_s > received_s
+        return self._streams.problems(self.agent.policy.layout)
 
     @property
     def _horizon(self) -> int:
