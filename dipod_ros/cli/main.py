@@ -25,6 +25,7 @@ COMMANDS = (
     'demo',
     'up',
     'doctor',
+    'robot-file',
     'inspect',
     'export',
     'demos',
