@@ -182,7 +182,7 @@ def test_the_exported_encoder_agrees_with_torch():
     ort = pytest.importorskip('onnxruntime')
     onnx = pytest.importorskip('onnx')
     from dipod_ros.policy.image import weights_of
-    from dipod_ros.serving.engines.onnx_engine import put_weights
+    from dipod_ros.serving.engines.graphs import put_weights
 
     policy = make_camera_policy()
     stream = policy.spec.streams[1]

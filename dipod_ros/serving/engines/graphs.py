@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 import numpy as np
 import onnx
@@ -58,17 +58,45 @@ def check_weights(weights: Mapping[str, np.ndarray], slots: Mapping[str, onnx.Te
             )
 
 
-def with_weights(blank: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> bytes:
-    """Return the graph with these weights, cast to its types; raises EngineError."""
-    model = onnx.ModelProto()
-    model.CopyFrom(blank)
+def put_weights(
+    model: onnx.ModelProto, weights: Mapping[str, np.ndarray], cast: bool = False
+) -> None:
+    """Put weights into the graph's initializers by name, with `cast` in the graph's types.
+
+    Raises EngineError when one is not in the graph, or has another shape or type there.
+    """
     slots = slots_of(model)
     check_weights(weights, slots)
     for name, value in weights.items():
         kind = onnx.helper.tensor_dtype_to_np_dtype(slots[name].data_type)
+        if value.dtype != kind and not cast:
+            raise EngineError(f'weight {name} is {value.dtype}, the exported graph has {kind}')
         tensor = numpy_helper.from_array(np.ascontiguousarray(value, dtype=kind), name)
         slots[name].CopyFrom(tensor)
-    return model.SerializeToString()
+
+
+def with_weights(
+    model: onnx.ModelProto,
+    weights: Mapping[str, np.ndarray],
+    names: Set[str] = frozenset(),
+    cast: bool = False,
+) -> onnx.ModelProto:
+    """Return a copy of a graph with other weights, among them those of `names`.
+
+    Raises EngineError when one is missing, or as `put_weights`.
+    """
+    require_all(names, weights)
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    put_weights(copy, weights, cast)
+    return copy
+
+
+def require_all(names: Set[str], weights: Mapping[str, np.ndarray]) -> None:
+    """Raise EngineError when some of the weights are missing."""
+    missing = sorted(names - weights.keys())
+    if missing:
+        raise EngineError(f'weights {missing[:3]} are missing')
 
 
 def _blank(model: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> onnx.ModelProto:

@@ -17,7 +17,7 @@ from dipod_ros.policy.spec import Stream
 from dipod_ros.serving.engines import graph_cache
 from dipod_ros.serving.engines.base import EngineError
 from dipod_ros.serving.engines.encoder import check_encoder
-from dipod_ros.serving.engines.onnx_engine import put_weights
+from dipod_ros.serving.engines.graphs import put_weights, with_weights
 
 
 class OnnxEncoder:
@@ -66,9 +66,7 @@ class OnnxEncoder:
         from dipod_ros.policy.export import export_encoder
 
         model = onnx.load_model_from_string(export_encoder(stream))
-        blank = onnx.ModelProto()
-        blank.CopyFrom(model)
-        put_weights(blank, {k: np.zeros_like(v) for k, v in weights.items()})
+        blank = with_weights(model, {k: np.zeros_like(v) for k, v in weights.items()})
         engine = cls(model, weights, threads)
         graph_cache.write(key, blank.SerializeToString())
         return engine

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import numpy_helper
 
 from dipod_ros.policy.checkpoint import Checkpoint
 from dipod_ros.serving.engines import graph_cache
@@ -24,6 +23,7 @@ from dipod_ros.serving.engines.base import (
     EngineOptions,
     check_golden,
 )
+from dipod_ros.serving.engines.graphs import put_weights, with_weights
 
 
 class OnnxEngine(EngineBase):
@@ -115,9 +115,7 @@ class OnnxEngine(EngineBase):
         exported = export_onnx(FlowPolicy.from_checkpoint(checkpoint), guided=guided)
         model = onnx.load_model_from_string(exported)
         engine = cls(model, checkpoint.weights, threads)
-        blank = onnx.ModelProto()
-        blank.CopyFrom(model)
-        put_weights(blank, {k: np.zeros_like(v) for k, v in checkpoint.weights.items()})
+        blank = with_weights(model, {k: np.zeros_like(v) for k, v in checkpoint.weights.items()})
         graph_cache.write(key, blank.SerializeToString())
         return engine
 
@@ -144,11 +142,7 @@ class OnnxEngine(EngineBase):
 
         Raises EngineError when they are not the weights of this network.
         """
-        missing = sorted(self._names - weights.keys())
-        if missing:
-            raise EngineError(f'weights {missing[:3]} are missing')
-        model = onnx.ModelProto()
-        model.CopyFrom(self._model)
+        model = with_weights(self._model, weights, self._names)
         return OnnxEngine(model, weights, self._threads, refitted=True)
 
     def info(self) -> EngineInfo:
@@ -162,23 +156,3 @@ class OnnxEngine(EngineBase):
             warm_up_s=self.warm_up_s,
             memory_bytes=self._graph_bytes,
         )
-
-
-def put_weights(model: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> None:
-    """Put weights into the graph's initializers by name.
-
-    Raises EngineError when one is not in the graph, or has another shape or type there.
-    """
-    slots = {i.name: i for i in model.graph.initializer}
-    unknown = sorted(weights.keys() - slots.keys())
-    if unknown:
-        raise EngineError(f'weights {unknown[:3]} are not in the exported graph')
-    for name, value in weights.items():
-        tensor = numpy_helper.from_array(np.ascontiguousarray(value), name)
-        slot = slots[name]
-        if list(tensor.dims) != list(slot.dims) or tensor.data_type != slot.data_type:
-            raise EngineError(
-                f'weight {name} is {value.dtype}{list(value.shape)}, '
-                f'the exported graph has {list(slot.dims)}'
-            )
-        slot.CopyFrom(tensor)

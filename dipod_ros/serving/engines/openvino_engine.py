@@ -20,7 +20,7 @@ from dipod_ros.serving.engines.base import (
     EngineOptions,
     golden_tolerance_rad,
 )
-from dipod_ros.serving.engines.onnx_engine import put_weights
+from dipod_ros.serving.engines.graphs import put_weights, with_weights
 
 _HINTS = {'fp32': 'f32', 'bf16': 'bf16'}
 
@@ -74,11 +74,7 @@ class OpenVinoEngine(EngineBase):
 
         Raises EngineError when they are not the weights of this network.
         """
-        missing = sorted(self._names - weights.keys())
-        if missing:
-            raise EngineError(f'weights {missing[:3]} are missing')
-        model = onnx.ModelProto()
-        model.CopyFrom(self._model)
+        model = with_weights(self._model, weights, self._names)
         return OpenVinoEngine(model, weights, self._options, refitted=True)
 
     def info(self) -> EngineInfo:

@@ -27,7 +27,13 @@ from dipod_ros.serving.engines.base import (
     check_golden,
     golden_tolerance_rad,
 )
-from dipod_ros.serving.engines.graphs import blank_graph, check_weights, slots_of, with_weights
+from dipod_ros.serving.engines.graphs import (
+    blank_graph,
+    check_weights,
+    require_all,
+    slots_of,
+    with_weights,
+)
 from dipod_ros.serving.engines.plan_cache import PlanCache, plan_key
 from dipod_ros.serving.engines.tensorrt_plan import LoadedPlan, build_plan
 
@@ -113,7 +119,7 @@ class TensorRtEngine(EngineBase):
                     return load(plan, known['refittable'], 'plan from the cache')
                 except EngineError:
                     cache.set_aside(key)
-        graph = with_weights(blank, weights)
+        graph = with_weights(blank, weights, cast=True).SerializeToString()
         timing_name = f'{trt.__version__}_{facts["sm"]}'
         failure = None
         for known in (facts, fixed):
@@ -214,8 +220,6 @@ def _typed(
 ) -> dict[str, np.ndarray]:
     """Return weights in the types of the graph; raises EngineError when they are others."""
     check_weights(weights, slots)
-    missing = sorted(slots.keys() - weights.keys())
-    if missing:
-        raise EngineError(f'weights {missing[:3]} are missing')
+    require_all(slots.keys(), weights)
     kinds = {name: onnx.helper.tensor_dtype_to_np_dtype(slots[name].data_type) for name in weights}
     return {name: value.astype(kinds[name]) for name, value in weights.items()}
