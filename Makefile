@@ -6,6 +6,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
+# Tests in as many processes as there are cores; each holds torch. -n0 in ARGS: in this one alone.
+WORKERS ?= -n auto --maxprocesses=4 --dist=worksteal
 
 # One OpenMP thread per process: two torch processes that share cores crawl otherwise.
 export OMP_NUM_THREADS ?= 1
@@ -29,7 +31,7 @@ demo: $(STAMP) ## watch a policy act on a simulated arm and get better (ARGS="--
 	@$(BIN)/dipod demo $(ARGS)
 
 test: lint ## lint, then every test (ARGS="-k launch")
-	$(BIN)/pytest -q $(ARGS)
+	$(BIN)/pytest -q $(WORKERS) $(ARGS)
 
 lint: $(STAMP) ## style, format, import rules
 	$(BIN)/ruff check .

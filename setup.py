@@ -72,6 +72,7 @@ setup(
         'dev': [
             'pytest>=7',
             'pytest-timeout>=2.1',
+            'pytest-xdist>=3.5',
             'hypothesis>=6',
             'ruff>=0.5',
             'import-linter>=2.0',

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -45,7 +46,7 @@ def measure(options: Options) -> dict[str, Any]:
     The other networks have the flow's streams, horizon and sampler, and random weights.
     """
     rounds, calls = options.pick(40, 4), options.pick(50, 10)
-    refits, exports = options.pick(20, 3), options.pick(3, 1)
+    refits, exports = options.pick(20, 3), options.pick(2, 0)  # exports besides the first
     flow, student = load(options.flow), load(options.student)
     seen = _observations(flow)
     contests = {'flow': (flow, seen), 'student': (student, _observations(student))}
@@ -59,10 +60,7 @@ def measure(options: Options) -> dict[str, Any]:
         for name, (checkpoint, observations) in contests.items():
             # A call of a larger network takes milliseconds; its rounds are as long with fewer.
             few = max(3, calls // 10) if name in NETWORKS else calls
-            with no_kept_graphs():
-                results[name] = _measure(
-                    checkpoint, observations, rounds, few, refits, exports, bar
-                )
+            results[name] = _measure(checkpoint, observations, rounds, few, refits, exports, bar)
     results['flow']['checkpoint'] = options.flow.name
     results['student']['checkpoint'] = options.student.name
     for name, network in NETWORKS.items():
@@ -83,10 +81,10 @@ def _measure(
 ) -> dict[str, Any]:
     one_step = _with_sampler(checkpoint, SamplerSpec('euler', 1))
     contenders = {
-        # Also the first export, which loads the exporter.
+        # The first export, which loads the exporter: the next one is timed.
+        'one_step': _Contender(one_step, 'onnx', observations),
         'onnx': _Contender(checkpoint, 'onnx', observations),
         'torch': _Contender(checkpoint, 'torch', observations),
-        'one_step': _Contender(one_step, 'onnx', observations),
     }
     bar.update()
     seconds: dict[str, list[np.ndarray]] = {name: [] for name in contenders}
@@ -97,8 +95,9 @@ def _measure(
             for name, contender in contenders.items():
                 seconds[name].append(time_calls(contender, calls))
             bar.update()
-    onnx, torch, single = (np.stack(seconds[name]) for name in contenders)
+    onnx, torch, single = (np.stack(seconds[name]) for name in ('onnx', 'torch', 'one_step'))
     evaluations = checkpoint.spec.sampler.evaluations
+    built_s = contenders['onnx'].built_s
     network = str(checkpoint.spec.network['kind'])
     return {
         'sampler': str(checkpoint.spec.sampler),
@@ -109,7 +108,7 @@ def _measure(
         f'{SHORT_NAMES.get(network, network)}_speedup': ratio_of_medians(torch, onnx),
         'k_over_one_step': ratio_of_medians(onnx, single) / evaluations,
         'parity': _parity(contenders['onnx'], contenders['torch']),
-        **refit_times(contenders['onnx'].engine, checkpoint, refits, exports, bar),
+        **refit_times(contenders['onnx'].engine, checkpoint, refits, exports, bar, built_s),
     }
 
 
@@ -118,7 +117,10 @@ class _Contender:
 
     def __init__(self, checkpoint: Checkpoint, kind: str, observations: np.ndarray) -> None:
         self.checkpoint = checkpoint
-        self.engine: PolicyEngine = EngineFactory(kind, threads=1).build(checkpoint)
+        with no_kept_graphs():
+            begin = time.perf_counter()
+            self.engine: PolicyEngine = EngineFactory(kind, threads=1).build(checkpoint)
+            self.built_s = time.perf_counter() - begin
         self._observations = observations
         self._noise = _noise(checkpoint)
 
@@ -141,9 +143,17 @@ def _parity(one: _Contender, other: _Contender) -> float:
 
 
 def refit_times(
-    engine: PolicyEngine, checkpoint: Checkpoint, refits: int, exports: int, bar: tqdm
+    engine: PolicyEngine,
+    checkpoint: Checkpoint,
+    refits: int,
+    exports: int,
+    bar: tqdm,
+    *built_s: float,
 ) -> dict[str, float]:
-    """Time new weights in the existing graph beside a new export, up to an engine that can run."""
+    """Time new weights in the existing graph beside a new export, up to an engine that can run.
+
+    `built_s` are exports that were timed already, besides the `exports` to come.
+    """
 
     def refit(_: int) -> None:
         engine.refit(checkpoint.weights)
@@ -154,7 +164,8 @@ def refit_times(
             EngineFactory('onnx', threads=1).build(checkpoint)
         bar.update()
 
-    refit_s, export_s = time_calls(refit, refits), time_calls(export, exports)
+    refit_s = time_calls(refit, refits)
+    export_s = np.concatenate([built_s, time_calls(export, exports)])
     return {
         **spread('refit_ms', refit_s * MS),
         **spread('reexport_ms', export_s * MS),

@@ -131,10 +131,11 @@ def policy_arguments(checkpoint: Path, robot: str) -> dict[str, str]:
 @functools.cache
 def _keep_private() -> None:
     """Choose loopback and a ROS domain, once and before rclpy reads them; nodes inherit both."""
-    own = os.getpid() % 100 + 1  # 1..100: above, DDS ports collide with ephemeral ones
-    if os.environ.get('ROS_DOMAIN_ID') == str(own):
-        own = own % 100 + 1  # whoever set that has a robot there, perhaps
-    os.environ['ROS_DOMAIN_ID'] = str(own)
+    # 1..100: above, DDS ports collide with ephemeral ones. Far from the one that was chosen, where
+    # a robot is, perhaps, and from its neighbours.
+    given = os.environ.get('ROS_DOMAIN_ID', '')
+    own = int(given) + 50 if given.isdecimal() else os.getpid()
+    os.environ['ROS_DOMAIN_ID'] = str(own % 100 + 1)
     os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
     if os.environ.get('ROS_DISTRO') == 'humble':
         os.environ['ROS_LOCALHOST_ONLY'] = '1'  # the older name; later distributions warn about it

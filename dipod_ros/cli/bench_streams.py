@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 RATES_HZ = (100.0, 500.0)
 US_PER_MS = 1e3
-WARM_UP_S = 2.0
+WARM_UP_S = 2.0  # at most a quarter of what is measured
 FETCH_S = 0.05  # well below what a subscription keeps
 # Every episode starts an update that takes until the next is over: the trainer is always at it.
 PARAMETERS = """/**:
@@ -54,7 +54,7 @@ CAMERA = """/**:
 def measure(options: Options) -> dict[str, Any]:
     """Return the figures of the first rate, and those of the other under `at_<rate>_hz`."""
     checkpoint = load(options.student)
-    seconds = options.pick(30, 3)
+    seconds = options.pick(30, 2)
     rates_hz = RATES_HZ[:1] if options.quick else RATES_HZ
     with (
         TemporaryDirectory(prefix='dipod_bench_') as folder,
@@ -128,7 +128,7 @@ def _measure(
                     'an update of the trainer',
                     START_TIMEOUT_S,
                 )
-            _spin(stack, WARM_UP_S, commands, ticks)
+            _spin(stack, min(WARM_UP_S, seconds / 4), commands, ticks)
             before = len(commands.ns), len(ticks.ns), _missed(figures), figures.trainer
             learned_s = cpu_seconds(stack, 'trainer') if trainer else 0.0
             began = time.monotonic()
@@ -210,7 +210,7 @@ def _simulator_share(stack: Stack, camera: bool, seconds: float) -> float:
     kind, topic = (Image, 'front/image_raw') if camera else (JointState, 'joint_states')
     stack.node.create_subscription(kind, topic, lambda _: heard.append(1), qos.SENSOR)
     stack.spin_until(lambda: len(heard) > 5, topic, START_TIMEOUT_S)
-    stack.spin(WARM_UP_S)
+    stack.spin(min(WARM_UP_S, seconds / 4))
     began, used_s = time.monotonic(), cpu_seconds(stack, 'mujoco_sim')
     stack.spin(seconds)
     return (cpu_seconds(stack, 'mujoco_sim') - used_s) / (time.monotonic() - began)

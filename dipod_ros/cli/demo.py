@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--minutes', type=float, default=3.0, help='of online learning (default %(default)s)'
     )
+    parser.add_argument('--updates', type=int, metavar='N', help='end learning after N of them')
     parser.add_argument('--headless', action='store_true', help='no videos')
     parser.add_argument('--eval-episodes', type=int, default=512, help='default %(default)s')
     parser.add_argument('--beta', type=float, default=0.1, help='default %(default)s')
@@ -56,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
     set_threads(1)
     if args.minutes <= 0:
         raise UserError(f'--minutes must be above 0, got {args.minutes}')
+    if args.eval_episodes < 1 or (args.updates is not None and args.updates < 1):
+        raise UserError('--eval-episodes and --updates must be at least 1')
     initial = find_checkpoint(args.checkpoint or f'{args.task}_flow')
     if read_manifest(initial).spec.task != args.task:
         raise UserError(
@@ -120,10 +123,16 @@ class _Session:
         self._began = time.monotonic()
 
     def learn(self) -> None:
-        """Watch until the time for learning is over."""
+        """Watch until the time for learning is over, or its last update."""
         self._until(lambda s: s.decisions > 0, START_TIMEOUT_S, 'the first decision', 'starting')
         deadline = time.monotonic() + 60 * self.args.minutes
-        self._until(lambda s: time.monotonic() >= deadline, None, '', 'learning')
+        most = self.args.updates or float('inf')
+        self._until(
+            lambda s: time.monotonic() >= deadline or s.trainer.get('updates', 0) >= most,
+            None,
+            '',
+            'learning',
+        )
 
     def hand_over_to_student(self) -> None:
         """Let the trainer distil, the server swap, and the student act for a while."""
@@ -266,7 +275,8 @@ def _evaluate(name: str, checkpoint: Path, args: argparse.Namespace):
     from dipod_ros.sim.vector_env import ChunkVectorEnv
 
     policy = load_policy(checkpoint)
-    env = ChunkVectorEnv(args.task, WORLDS, policy.spec.robot, seed=0, autoreset=False)
+    worlds = min(WORLDS, args.eval_episodes)
+    env = ChunkVectorEnv(args.task, worlds, policy.spec.robot, seed=0, autoreset=False)
     see_with(env, policy)
     with tqdm(
         total=args.eval_episodes, unit='episode', desc=f'evaluating {name}', leave=False

@@ -76,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
     set_threads(args.threads)
     # Under torchrun every process simulates the same, and they share the work of the gradients.
     parallel.join()
-    if args.episodes < 1 or args.control_steps < 1:
-        raise UserError('--episodes and --control-steps must be at least 1')
+    if min(args.episodes, args.control_steps, args.eval_episodes) < 1:
+        raise UserError('--episodes, --control-steps and --eval-episodes must be at least 1')
     config = LearnerConfig(
         algorithm=InterleavedConfig(
             beta=args.beta,
@@ -135,7 +135,8 @@ def run(args: argparse.Namespace) -> int:
     elif training.student is not None:
         policies['student'] = load_policy(training.student.path)
     training.close()
-    worlds = ChunkVectorEnv(spec.task, 256, spec.robot, seed=0, autoreset=False)
+    count = min(256, args.eval_episodes)
+    worlds = ChunkVectorEnv(spec.task, count, spec.robot, seed=0, autoreset=False)
     see_with(worlds, learner.policy)
     results = {}
     for name, policy in policies.items():

@@ -76,6 +76,12 @@ def open_run(p: TrainerParams) -> TrainingRun:
 
     torch takes a second to import: not before the parameters are known to be right.
     """
+    if not p.checkpoint:
+        raise UserError('parameter checkpoint is empty: name the flow policy to start from')
+    run_dir = Path(p.run_dir).expanduser()
+    folders = [share_dir() / 'models', run_dir, *(Path(d).expanduser() for d in p.model_dirs)]
+    initial = ckpt.resolve(p.checkpoint, folders)
+
     import torch
 
     from dipod_ros.learning.algorithms.self_distillation import InterleavedConfig
@@ -87,13 +93,9 @@ def open_run(p: TrainerParams) -> TrainingRun:
 
     torch.set_num_threads(p.threads)
     os.nice(p.nice)
-    if not p.checkpoint:
-        raise UserError('parameter checkpoint is empty: name the flow policy to start from')
-    run_dir = Path(p.run_dir).expanduser()
-    folders = [share_dir() / 'models', run_dir, *(Path(d).expanduser() for d in p.model_dirs)]
     return TrainingRun(
         run_dir,
-        ckpt.resolve(p.checkpoint, folders),
+        initial,
         RunConfig(
             learner=LearnerConfig(
                 algorithm=InterleavedConfig(

@@ -41,10 +41,10 @@ class Trainer(Node):
         """Open the run, announce where it stands, and start to learn."""
         super().__init__('trainer')
         self.params = declare(self, TrainerParams)
+        self._run = open_run(self.params)
         # torch takes a second to import: not before the parameters are known to be right.
         from dipod_ros.learning.replay import ReplayAssembler
 
-        self._run = open_run(self.params)
         self._assembler = ReplayAssembler(self._run.initial.spec)
         self._payloads: deque[bytes] = deque(maxlen=MAX_WAITING_PAYLOADS)
         self._wake = threading.Condition()

@@ -107,6 +107,7 @@ def test_finetune_learns_keeps_its_run_and_goes_on_with_it(at):
     assert run('finetune', *where, '--control-steps', 1200, *words, '--json', 'ft.json') == 0
     told = json.loads(Path('ft.json').read_text())
     assert set(told['results']) == {'before', 'after', 'student'}
+    assert {rate['episodes'] for rate in told['results'].values()} == {4}
     steps = [row['control_steps'] for row in told['curve']]
     assert steps == sorted(steps) and steps[-1] >= 1200
     assert [row['updates'] for row in told['curve']] == list(range(1, len(steps) + 1))
@@ -162,6 +163,8 @@ def test_inspect_shows_joints_limits_and_lineage(at, capsys):
         (('models', 'juggle'), "no recipe for ['juggle']"),
         (('demo', '--task', 'juggle'), "no checkpoint 'juggle_flow'"),
         (('demo', '--minutes', 0), '--minutes must be above 0'),
+        (('demo', '--updates', 0), '--eval-episodes and --updates must be at least 1'),
+        (('finetune', 'flow', '--run-dir', 'x', '--eval-episodes', 0), '--eval-episodes must be'),
     ],
 )
 def test_mistakes_are_one_line_that_says_what_to_change(at, capsys, words, reason):

@@ -2,42 +2,36 @@
 """A robot played by the test, and the policy server as the process that it is in real life."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
-from pathlib import Path
 
 import numpy as np
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PointStamped
+from node_process import TIMEOUT_S, NodeProcess
+from peer import Peer, make_context
 from rcl_interfaces.srv import SetParameters
-from rclpy.node import Node
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, Float64MultiArray, String, UInt8MultiArray
-from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from dipod_ros.policy.decision import decode
-from dipod_ros.ros import messages, qos, runtime
+from dipod_ros.ros import messages, qos
 
-TIMEOUT_S = 60.0  # far above anything but a machine that is swamped
+__all__ = ['DT_NS', 'TIMEOUT_S', 'Robot', 'Server', 'make_context']
 DT_NS = 40_000_000
 
 
-class Robot(Node):
-    """Publishes what a robot publishes and keeps what it is told; spins on a thread of its own."""
+class Robot(Peer):
+    """Publishes what a robot publishes and keeps what it and a simulator are told or say."""
+
+    services_of = 'policy_server'
 
     def __init__(self, context, joints, controller='arm_controller'):
-        super().__init__('robot', context=context)
+        super().__init__(context, 'robot')
         self.joints = tuple(joints)
-        self.news = threading.Condition()
         self.trajectories, self.commands, self.records = [], [], []
         self.statuses, self.diagnostics = [], {}
+        self.figures = []  # what a simulator says of itself, where there is one
         self._writer = messages.JointStateWriter(self.joints)
         self._index = messages.JointIndex(self.joints)
         self._joint_states = self.create_publisher(JointState, 'joint_states', qos.STATE)
@@ -50,15 +44,9 @@ class Robot(Node):
         listen(Float64MultiArray, f'{controller}/commands', self._on_commands, 100)
         listen(UInt8MultiArray, 'replay', self._on_record, qos.REPLAY)
         listen(String, 'policy_server/status', self._on_status, qos.LATCHED)
+        listen(String, 'mujoco_sim/status', self._on_figures, qos.LATCHED)
         listen(DiagnosticArray, '/diagnostics', self._on_diagnostics, 10)
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._spin, daemon=True)
-        self._thread.start()
-
-    def close(self):
-        self._stopping.set()
-        self._thread.join(5.0)
-        self.destroy_node()
+        self.begin()
 
     # What the robot says
 
@@ -87,11 +75,6 @@ class Robot(Node):
 
     # What the robot hears
 
-    def wait(self, condition, timeout_s=TIMEOUT_S):
-        """Block until `condition()` holds; news of any kind makes it look again."""
-        with self.news:
-            assert self.news.wait_for(condition, timeout_s), f'waited {timeout_s} s in vain'
-
     @property
     def status(self):
         return self.statuses[-1] if self.statuses else {}
@@ -114,22 +97,9 @@ class Robot(Node):
         )
 
     def wait_connected(self):
-        deadline = time.monotonic() + TIMEOUT_S
-        while not self.connected():  # discovery has no event in rclpy
-            assert time.monotonic() < deadline, 'the server did not connect'
-            time.sleep(0.02)
+        self.wait_until(self.connected, 'the server')
 
     # What the robot asks
-
-    def call(self, service, kind=Trigger, request=None):
-        client = self.create_client(kind, f'policy_server/{service}')
-        assert client.wait_for_service(TIMEOUT_S), f'no service {service}'
-        future = client.call_async(request or kind.Request())
-        done = threading.Event()
-        future.add_done_callback(lambda _: done.set())
-        assert done.wait(TIMEOUT_S), f'no answer from {service}'
-        self.destroy_client(client)
-        return future.result()
 
     def set_parameter(self, name, value):
         request = SetParameters.Request(
@@ -148,14 +118,6 @@ class Robot(Node):
         )
         self.announce.publish(String(data=text))
 
-    def _spin(self):
-        executor = runtime.make_executor(self.context)
-        executor.add_node(self)
-        while not self._stopping.is_set() and self.context.ok():
-            runtime.spin_slice(executor)
-        executor.remove_node(self)
-        executor.shutdown()
-
     def _on_trajectory(self, msg):
         self._add(self.trajectories, messages.read_trajectory(msg, self._index))
 
@@ -168,6 +130,9 @@ class Robot(Node):
     def _on_status(self, msg):
         self._add(self.statuses, json.loads(msg.data))
 
+    def _on_figures(self, msg):
+        self._add(self.figures, json.loads(msg.data))
+
     def _on_diagnostics(self, msg):
         with self.news:
             for status in msg.status:
@@ -175,57 +140,18 @@ class Robot(Node):
                 self.diagnostics[status.name.split(': ')[-1]] = (status, values)
             self.news.notify_all()
 
-    def _add(self, kept, item):
-        with self.news:
-            kept.append(item)
-            self.news.notify_all()
 
-
-class Server:
-    """The policy server as a process; parameters by keyword, `limits__velocity` for nested ones."""
+class Server(NodeProcess):
+    """The policy server; parameters by keyword, `limits__velocity` for nested ones."""
 
     def __init__(self, folder, limits, remaps=(), **parameters):
-        self.log_path = Path(folder) / f'server-{time.monotonic_ns()}.log'
         given = {
             'seed': 1,
             'model_dirs': [str(folder)],
             'joints': list(limits.joints),
             'robot': 'toy_arm',
             'ramp_in_s': 0.0,  # a test that wants its first chunk to be slow says so
-            **{f'limits.{k}': v for k, v in limits.to_params().items()},
-            **{k.replace('__', '.'): v for k, v in parameters.items()},
+            **{f'limits__{k}': v for k, v in limits.to_params().items()},
+            **parameters,
         }
-        command = [sys.executable, '-m', 'dipod_ros.nodes.policy_server', '--ros-args']
-        for name, value in given.items():
-            if value is not None:
-                command += ['-p', f'{name}:={json.dumps(value)}']
-        for remap in remaps:
-            command += ['-r', remap]
-        with open(self.log_path, 'w') as log:
-            self.process = subprocess.Popen(
-                command,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {'RCUTILS_COLORIZED_OUTPUT': '0'},
-            )
-
-    @property
-    def log(self):
-        return self.log_path.read_text()
-
-    def stop(self, number=signal.SIGINT):
-        """Ask the process to end and return its exit code."""
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        try:
-            return self.process.wait(15.0)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            raise
-
-
-def make_context():
-    context = rclpy.Context()
-    rclpy.init(context=context)
-    return context
+        super().__init__(folder, 'policy_server', given, remaps=remaps)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The real server streams to the simulated arm on every interface, in real time, within limits."""
 
-import json
 import signal
 import sys
 import time
@@ -19,13 +18,12 @@ from checkpoints import TINY  # noqa: E402
 from harness import Robot, Server, make_context  # noqa: E402
 from sensor_msgs.msg import JointState  # noqa: E402
 from sim_harness import Simulator  # noqa: E402
-from std_msgs.msg import String  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory  # noqa: E402
 
 from dipod_ros.learning.task_spec import spec_for  # noqa: E402
 from dipod_ros.policy.flow import FlowPolicy  # noqa: E402
 from dipod_ros.policy.spec import SamplerSpec  # noqa: E402
-from dipod_ros.ros import messages, qos  # noqa: E402
+from dipod_ros.ros import messages  # noqa: E402
 from dipod_ros.ros.jtc_rules import refusal  # noqa: E402
 from dipod_ros.sim.robot import load_robot  # noqa: E402
 from dipod_ros.sim.vector_env import ChunkVectorEnv  # noqa: E402
@@ -64,13 +62,7 @@ def stack(tmp_path, folder):
     def start(interface, sim=(), **server):
         listener = Robot(context, ROBOT.joints)
         stop.append(listener.close)
-        listener.figures, listener.states, listener.refusals = [], [], []
-        listener.create_subscription(
-            String,
-            'mujoco_sim/status',
-            lambda msg: listener._add(listener.figures, json.loads(msg.data)),
-            qos.LATCHED,
-        )
+        listener.states, listener.refusals = [], []
         listener.create_subscription(
             JointTrajectory,
             'arm_controller/joint_trajectory',

@@ -1,10 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Server and simulator as processes do to an arm exactly what the vectorised env does to it."""
 
-import json
-import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,13 +14,11 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 import torch  # noqa: E402
 from checkpoints import TINY  # noqa: E402
 from harness import Robot, Server, make_context  # noqa: E402
-from std_msgs.msg import String  # noqa: E402
+from sim_harness import Simulator  # noqa: E402
 
 from dipod_ros.learning.task_spec import spec_for  # noqa: E402
 from dipod_ros.policy.flow import FlowPolicy  # noqa: E402
 from dipod_ros.policy.spec import SamplerSpec  # noqa: E402
-from dipod_ros.resources import resource  # noqa: E402
-from dipod_ros.ros import qos  # noqa: E402
 from dipod_ros.serving.noise import NoiseSource  # noqa: E402
 from dipod_ros.sim.robot import load_robot  # noqa: E402
 from dipod_ros.sim.vector_env import ChunkVectorEnv  # noqa: E402
@@ -53,13 +47,6 @@ def stack(tmp_path, tmp_path_factory, policy):
         robot = load_robot(ROBOT)
         listener = Robot(context, robot.joints)
         stop.append(listener.close)
-        listener.figures = []
-        listener.create_subscription(
-            String,
-            'mujoco_sim/status',
-            lambda msg: listener._add(listener.figures, json.loads(msg.data)),
-            qos.LATCHED,
-        )
         server = Server(
             tmp_path,
             robot.limits,
@@ -71,21 +58,9 @@ def stack(tmp_path, tmp_path_factory, policy):
         )
         stop.append(server.stop)
         listener.wait_status(state='active')
-        command = [sys.executable, '-m', 'dipod_ros.nodes.mujoco_sim', '--ros-args']
-        command += ['--params-file', str(resource(f'config/robots/{ROBOT}.yaml'))]
         given = {'task': TASK, 'seed': SIM_SEED, 'lockstep': lockstep, **dict(sim)}
-        for name, value in given.items():
-            command += ['-p', f'{name}:={json.dumps(value)}']
-        log = open(tmp_path / 'sim.log', 'w')  # noqa: SIM115
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ)
-
-        def end_simulator():
-            process.send_signal(signal.SIGINT)
-            process.wait(15)
-            log.close()
-            print((tmp_path / 'sim.log').read_text(), server.log)
-
-        stop.append(end_simulator)
+        simulator = Simulator(tmp_path, ROBOT, **given)
+        stop.append(lambda: print(simulator.stop(), simulator.log, server.log))
         return listener
 
     yield start

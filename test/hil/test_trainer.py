@@ -2,37 +2,37 @@
 """The trainer as a process: fed with decisions, watched from its topics, killed and resumed."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from diagnostic_msgs.msg import DiagnosticArray
-from std_msgs.msg import Float64MultiArray, String, UInt8MultiArray
-from std_srvs.srv import Trigger
 
-from dipod_ros.policy import checkpoint as ckpt
-from dipod_ros.policy.decision import Decision, encode
-from dipod_ros.policy.flow import load_policy
-from dipod_ros.ros import messages, qos, runtime
-from test.checkpoints import save_checkpoint
-from test.hil.harness import TIMEOUT_S, make_context
+pytest.importorskip('rclpy')
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+
+from checkpoints import save_checkpoint  # noqa: E402
+from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
+from node_process import TIMEOUT_S, NodeProcess  # noqa: E402
+from peer import Peer, make_context  # noqa: E402
+from std_msgs.msg import Float64MultiArray, String, UInt8MultiArray  # noqa: E402
+
+from dipod_ros.policy import checkpoint as ckpt  # noqa: E402
+from dipod_ros.policy.decision import Decision, encode  # noqa: E402
+from dipod_ros.policy.flow import load_policy  # noqa: E402
+from dipod_ros.ros import messages, qos  # noqa: E402
 
 pytestmark = pytest.mark.ros
 
 EPISODES, STEPS = 4, 3
 
 
-class Trainer:
-    """The trainer node as a process."""
+class Trainer(NodeProcess):
+    """The trainer, learning from a policy in `folder`."""
 
     def __init__(self, folder, **parameters):
-        self.log_path = Path(folder) / f'trainer-{time.monotonic_ns()}.log'
         given = {
             'checkpoint': str(folder / 'initial'),
             'model_dirs': [str(folder)],
@@ -45,51 +45,35 @@ class Trainer:
             'tensorboard': False,
             **parameters,
         }
-        command = [sys.executable, '-m', 'dipod_ros.nodes.trainer', '--ros-args']
-        for name, value in given.items():
-            command += ['-p', f'{name}:={json.dumps(value)}']
-        with open(self.log_path, 'w') as log:
-            self.process = subprocess.Popen(
-                command,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {'RCUTILS_COLORIZED_OUTPUT': '0'},
-            )
-
-    @property
-    def log(self):
-        return self.log_path.read_text()
-
-    def stop(self, number=signal.SIGINT):
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        return self.process.wait(30.0)
+        super().__init__(folder, 'trainer', given)
 
 
-class Actor:
+class Actor(Peer):
     """Plays a policy server: publishes decisions of a real policy, hears the announcements."""
 
+    services_of = 'trainer'
+
     def __init__(self, context, folder):
-        self.node = runtime.Node('actor', context=context)
-        self.news = threading.Condition()
+        super().__init__(context, 'actor')
         self.checkpoints, self.students, self.statuses, self.metrics = [], [], [], []
         self.diagnostics = []
         self.seq = self.episode = 0
         self.rng = np.random.default_rng(0)
         self.use(folder / 'initial')
-        self._replay = self.node.create_publisher(UInt8MultiArray, 'replay', qos.REPLAY)
+        self._replay = self.create_publisher(UInt8MultiArray, 'replay', qos.REPLAY)
+        listen = self.create_subscription
         for topic, kept in (
             ('checkpoint', self.checkpoints),
             ('student', self.students),
             ('status', self.statuses),
         ):
-            self.node.create_subscription(
+            listen(
                 String,
                 f'trainer/{topic}',
                 lambda m, kept=kept: self._add(kept, json.loads(m.data)),
                 qos.LATCHED,
             )
-        self.node.create_subscription(
+        listen(
             Float64MultiArray,
             'trainer/metrics',
             lambda m: self._add(
@@ -98,31 +82,15 @@ class Actor:
             ),
             qos.STATE,
         )
-        self.node.create_subscription(
-            DiagnosticArray, '/diagnostics', lambda m: self._add(self.diagnostics, m), 10
-        )
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._spin, daemon=True)
-        self._thread.start()
+        listen(DiagnosticArray, '/diagnostics', lambda m: self._add(self.diagnostics, m), 10)
+        self.begin()
 
     def use(self, path):
         self.policy = load_policy(path)
         self.sha = ckpt.read_manifest(path).sha256
 
-    def close(self):
-        self._stop.set()
-        self._thread.join(5.0)
-        self.node.destroy_node()
-
-    def wait(self, condition):
-        with self.news:
-            assert self.news.wait_for(condition, TIMEOUT_S), 'waited in vain'
-
     def wait_connected(self):
-        deadline = time.monotonic() + TIMEOUT_S
-        while self._replay.get_subscription_count() == 0:  # discovery has no event in rclpy
-            assert time.monotonic() < deadline, 'the trainer did not connect'
-            time.sleep(0.02)
+        self.wait_until(self._replay.get_subscription_count, 'the trainer')
 
     def act_until(self, condition):
         """Act, as a robot goes on acting, until a condition holds.
@@ -176,28 +144,6 @@ class Actor:
 
     def publish(self, payload):
         self._replay.publish(messages.payload_msg(payload))
-
-    def call(self, service):
-        client = self.node.create_client(Trigger, f'trainer/{service}')
-        assert client.wait_for_service(TIMEOUT_S)
-        done = threading.Event()
-        future = client.call_async(Trigger.Request())
-        future.add_done_callback(lambda _: done.set())
-        assert done.wait(TIMEOUT_S)
-        return future.result()
-
-    def _add(self, kept, item):
-        with self.news:
-            kept.append(item)
-            self.news.notify_all()
-
-    def _spin(self):
-        executor = runtime.make_executor(self.node.context)
-        executor.add_node(self.node)
-        while not self._stop.is_set():
-            runtime.spin_slice(executor)
-        executor.remove_node(self.node)
-        executor.shutdown()
 
 
 @pytest.fixture

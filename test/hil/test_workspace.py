@@ -1,10 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A policy that wants out of the workspace, on the simulated arm: the real tool stays inside."""
 
-import json
-import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +14,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 from checkpoints import TINY  # noqa: E402
 from harness import Robot, Server, make_context  # noqa: E402
 from sensor_msgs.msg import JointState  # noqa: E402
+from sim_harness import Simulator  # noqa: E402
 
 from dipod_ros.policy.flow import FlowPolicy  # noqa: E402
 from dipod_ros.policy.spec import PolicySpec, SamplerSpec, Stream  # noqa: E402
@@ -103,21 +100,10 @@ def start(tmp_path):
         )
         stop.append(server.stop)
         listener.wait_status(state='active')
-        command = [sys.executable, '-m', 'dipod_ros.nodes.mujoco_sim', '--ros-args']
-        command += ['--params-file', str(resource(f'config/robots/{ROBOT}.yaml'))]
-        given = {'task': 'none', 'lockstep': lockstep, 'lockstep_steps': HORIZON}
-        for name, value in given.items():
-            command += ['-p', f'{name}:={json.dumps(value)}']
-        log = open(tmp_path / 'sim.log', 'w')  # noqa: SIM115
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ)
-
-        def end_simulator():
-            process.send_signal(signal.SIGINT)
-            process.wait(15)
-            log.close()
-            print((tmp_path / 'sim.log').read_text(), server.log)
-
-        stop.append(end_simulator)
+        simulator = Simulator(
+            tmp_path, ROBOT, task='none', lockstep=lockstep, lockstep_steps=HORIZON
+        )
+        stop.append(lambda: print(simulator.stop(), simulator.log, server.log))
         return listener
 
     yield begin
