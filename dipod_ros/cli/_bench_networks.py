@@ -14,6 +14,11 @@ NETWORKS = {
     'dit': {'kind': 'dit', 'width': 128, 'depth': 4, 'heads': 4},
     'unet': {'kind': 'unet', 'width': 64, 'depth': 2},
 }
+# Their exports take a tenth of the time.
+QUICK_NETWORKS = {
+    'dit': {'kind': 'dit', 'width': 32, 'depth': 1, 'heads': 2},
+    'unet': {'kind': 'unet', 'width': 16, 'depth': 2},
+}
 # Of random networks, in normalised actions: they are rougher than what training makes.
 VELOCITY_STD = 0.2
 

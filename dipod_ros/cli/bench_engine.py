@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dipod_ros.cli._bench_encoder import measure_encoder
-from dipod_ros.cli._bench_networks import NETWORKS, random_checkpoint
+from dipod_ros.cli._bench_networks import NETWORKS, QUICK_NETWORKS, random_checkpoint
 from dipod_ros.cli.bench_measure import (
     Options,
     no_garbage_collection,
@@ -52,18 +52,19 @@ def measure(options: Options) -> dict[str, Any]:
     contests = {'flow': (flow, seen), 'student': (student, _observations(student))}
     # An export of ten evaluations of these takes many seconds.
     spec = replace(flow.spec, sampler=QUICK_SAMPLER) if options.quick else flow.spec
-    for name, network in NETWORKS.items():
+    networks = QUICK_NETWORKS if options.quick else NETWORKS
+    for name, network in networks.items():
         contests[name] = random_checkpoint(spec, network), seen
     results = {}
     total = len(contests) * (rounds + refits + exports + 1)
     with tqdm(total=total, desc='engine', leave=False) as bar:
         for name, (checkpoint, observations) in contests.items():
             # A call of a larger network takes milliseconds; its rounds are as long with fewer.
-            few = max(3, calls // 10) if name in NETWORKS else calls
+            few = max(3, calls // 10) if name in networks else calls
             results[name] = _measure(checkpoint, observations, rounds, few, refits, exports, bar)
     results['flow']['checkpoint'] = options.flow.name
     results['student']['checkpoint'] = options.student.name
-    for name, network in NETWORKS.items():
+    for name, network in networks.items():
         results[name]['network'] = str(network)
         results['flow'][f'{name}_speedup'] = results[name][f'{name}_speedup']
     encoder = measure_encoder(rounds, max(3, calls // 2))

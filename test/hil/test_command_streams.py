@@ -3,7 +3,6 @@
 
 import signal
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -127,15 +126,17 @@ def assert_differences_within_limits(path, first, second):
     return int(jumps.sum())
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize('interface', ['position', 'velocity', 'effort'])
 def test_the_simulated_controllers_find_no_violation(stack, interface):
     listener, server, _ = stack(interface, **(EFFORT if interface == 'effort' else {}))
-    listener.wait(lambda: len(listener.commands) > 8 * RATE_HZ)
+    # 25 chunks, and at least one episode that ends among them.
+    listener.wait(lambda: len(listener.commands) > 5 * RATE_HZ)
     figures = newest_figures(listener)
     assert figures['limit_violations'] == 0, figures
     assert figures['rejected_commands'] == 0, figures['last_rejection']
     assert figures['episodes'] >= 1
-    assert figures['commands'] > 7 * RATE_HZ
+    assert figures['commands'] > 4 * RATE_HZ
     values = sent(listener)
     moved = np.ptp([s.position for s in listener.states], axis=0).max()
     assert moved > 0.2  # the arm goes where the policy wants it
@@ -169,12 +170,11 @@ def test_when_the_server_dies_the_controllers_time_out_and_the_arm_stops(stack, 
     before = listener.figures[-1]['command_timeouts']
     server.process.send_signal(signal.SIGKILL)
     server.process.wait()
-    dead = time.monotonic()
-    listener.wait(lambda: time.monotonic() - dead > 2.0)
-    assert newest_figures(listener)['command_timeouts'] > before
+    listener.wait(lambda: listener.figures[-1]['command_timeouts'] > before)
     listener.wait(lambda: speed() < 0.02)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize('delay', [0, 2])
 def test_every_trajectory_is_one_that_joint_trajectory_controller_accepts(stack, delay):
     """Chunks, swaps, e-stops, episodes, a server that is ended, late sensors.

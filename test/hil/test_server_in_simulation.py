@@ -69,6 +69,7 @@ def stack(tmp_path, tmp_path_factory, policy):
     context.try_shutdown()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     'more',
     [
