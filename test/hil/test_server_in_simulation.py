@@ -86,15 +86,15 @@ def test_in_real_time_every_seam_keeps_the_limits(stack, policy, more, tmp_path)
     not so slowly that the joint states, a control period apart, count as stale.
     """
     listener = stack(False, 'trajectory', (('real_time_factor', 0.5),), **more)
-    listener.wait(lambda: len(listener.records) >= 20)
-    assert sum(r.interrupted for r in listener.records) > 10  # it really was guided or averaged
+    listener.wait(lambda: len(listener.records) >= 12)
+    assert sum(r.interrupted for r in listener.records) > 6  # it really was guided or averaged
     other = policy.clone()
     other.normalizer.action_std.fill_(0.04)
     manifest = other.save(tmp_path / 'other')
     assert listener.set_parameter('checkpoint', 'other').successful
     listener.wait(lambda: listener.status['active']['sha256'] == manifest.sha256)
     seen, figures = len(listener.records), len(listener.figures)
-    listener.wait(lambda: len(listener.records) >= seen + 20)
+    listener.wait(lambda: len(listener.records) >= seen + 12)
     assert listener.records[-1].policy_sha == manifest.sha256
     listener.wait(lambda: len(listener.figures) > figures + 1)
     last = listener.figures[-1]
