@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
 # Tests in as many processes as there are cores; each holds torch. -n0 in ARGS: in this one alone.
-WORKERS ?= -n auto --maxprocesses=4 --dist=worksteal
+WORKERS ?= -n logical --maxprocesses=4 --dist=worksteal
 
 # One OpenMP thread per process: two torch processes that share cores crawl otherwise.
 export OMP_NUM_THREADS ?= 1

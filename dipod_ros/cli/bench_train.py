@@ -109,7 +109,8 @@ def _epoch(policy: FlowPolicy, rollout: Rollout, config: DipodConfig) -> Callabl
 
 def _loop_shares(env: Any, policy: FlowPolicy, options: Options) -> dict[str, Any]:
     """Return where the time of learning goes: rollouts, gradients, everything else."""
-    learner = Learner(policy, LearnerConfig(algorithm=DipodConfig(), critic_warmup_updates=0))
+    config = DipodConfig(epochs=options.pick(DipodConfig().epochs, 5))
+    learner = Learner(policy, LearnerConfig(algorithm=config, critic_warmup_updates=0))
     spent = {'rollout': 0.0, 'update': 0.0}
     steps = 0
     updates = options.pick(10, 2)

@@ -218,3 +218,14 @@ runner.wait()
         launch.kill()
         launch.wait()
         wait_until(lambda: not lives(pid), 'the node to end')
+
+
+def test_ctrl_c_reaches_nodes_that_a_background_job_of_a_shell_starts(launch, workspace):
+    workspace.node('deaf', 'import signal\nprint(signal.getsignal(signal.SIGINT).__name__)')
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what such a job inherits
+    try:
+        runner = launch('exec: deaf')
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert runner.wait() == 0
+    assert runner.log().splitlines()[0] == '[deaf] default_int_handler'

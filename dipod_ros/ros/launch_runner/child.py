@@ -18,6 +18,8 @@ PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>; survives exec
 def main() -> None:
     """Ask for the signal, then become the command."""
     parent, command = int(sys.argv[1]), sys.argv[2:]
+    # A shell lets its background jobs ignore Ctrl-C, and so what they start: it ends nodes here.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform == 'linux':
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGINT))
         if os.getppid() != parent:  # it died before we asked
