@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-TIMEOUT_S = 60.0  # far above anything but a machine that is swamped
+TIMEOUT_S = 120.0  # far above anything but a machine that is swamped
 
 
 class NodeProcess:

@@ -19,7 +19,7 @@ from dipod_ros.ros import messages  # noqa: E402
 from dipod_ros.sim.robot import load_robot  # noqa: E402
 from dipod_ros.sim.vector_env import ChunkVectorEnv  # noqa: E402
 
-pytestmark = [pytest.mark.ros, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.ros, pytest.mark.timeout(300)]
 ROBOT = load_robot('arm7')
 DT_NS = 40_000_000
 H = 5

@@ -24,7 +24,7 @@ from dipod_ros.policy.decision import Decision, encode  # noqa: E402
 from dipod_ros.policy.flow import load_policy  # noqa: E402
 from dipod_ros.ros import messages, qos  # noqa: E402
 
-pytestmark = pytest.mark.ros
+pytestmark = [pytest.mark.ros, pytest.mark.timeout(400)]
 
 EPISODES, STEPS = 4, 3
 
