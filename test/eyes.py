@@ -10,6 +10,17 @@ from dipod_ros.policy.spec import Stream
 from dipod_ros.policy.vision import build_encoders, encoder_weights
 
 TOPIC = 'front/image_raw'
+FINE = ImageSettings(
+    40,
+    24,
+    encoder={
+        'kind': 'keypoints',
+        'channels': (8, 8),
+        'keypoints': 4,
+        'strides': (2, 1),
+        'hidden': 12,
+    },
+)
 SMALL = ImageSettings(40, 24, encoder={'kind': 'keypoints', 'channels': (8, 16), 'keypoints': 4})
 
 

@@ -26,6 +26,8 @@ BENCHES = ('engine', 'sim', 'serve')
 LONGER = ('swap', 'realtime', 'train', 'distill', 'delay')
 REALTIME = ('swap', 'realtime')  # in which the operating system's scheduler matters
 MODULES = {'realtime': 'streams'}  # where the file has another name
+# These play the robot themselves, and have no camera to show a policy.
+BLIND = ('sim', 'serve', 'swap', 'delay')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,7 +95,9 @@ def run(args: argparse.Namespace) -> int:
             quick=args.quick or args.what is None,
             realtime_priority=args.realtime_priority,
         )
-        for name in BENCHES if args.what in (None, 'all') else (args.what,):
+        names = BENCHES if args.what in (None, 'all') else (args.what,)
+        _require_blind(names, options.flow, options.student)
+        for name in names:
             file = MODULES.get(name, name)
             module = importlib.import_module(f'dipod_ros.cli.bench_{file}')
             results[name] = {'quick': options.quick, **module.measure(options)}
@@ -102,6 +106,21 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(f'results: {write_json(args.json, results)}')
     return 0
+
+
+def _require_blind(names: tuple[str, ...], *paths: Path) -> None:
+    """Raise UserError where a policy that looks through a camera would be measured without one."""
+    from dipod_ros.policy.checkpoint import read_manifest
+
+    blind = [name for name in names if name in BLIND]
+    for path in paths if blind else ():
+        cameras = [stream.name for stream, _ in read_manifest(path).spec.images]
+        if cameras:
+            raise UserError(
+                f'bench {blind[0]} shows no pictures, and {path.name} looks at stream '
+                f'{cameras[0]}: use `dipod bench engine` (encoder_onnx_us), `dipod bench realtime` '
+                f'(camera_core_share) or `dipod eval {path.name}`'
+            )
 
 
 def _checkpoint(name: str, sampler: str | None, folder: Path) -> Path:

@@ -65,6 +65,7 @@ def compare(
     value per seed under `..._seeds`. Raises UserError for a checkpoint that is not a flow.
     """
     from dipod_ros.learning.few_step import METHODS
+    from dipod_ros.learning.vision import see_with
     from dipod_ros.policy import checkpoint as ckpt
     from dipod_ros.policy.flow import FlowPolicy
     from dipod_ros.policy.spec import SamplerSpec
@@ -84,6 +85,7 @@ def compare(
         spec = teacher.spec
         worlds = min(WORLDS, episodes)
         env = ChunkVectorEnv(spec.task, worlds, spec.robot, seed=0, autoreset=False)
+        see_with(env, teacher)
         observations = _observations(env, teacher, teacher_episodes)
         rows: dict[str, Any] = {}
         for sampler in (spec.sampler, SamplerSpec('midpoint', 25)):

@@ -23,6 +23,7 @@ from dipod_ros.cli.bench_measure import (
     spread,
     time_calls,
 )
+from dipod_ros.learning.vision import see_with
 from dipod_ros.policy.checkpoint import Checkpoint, load
 from dipod_ros.policy.flow import FlowPolicy
 from dipod_ros.policy.spec import SamplerSpec
@@ -179,6 +180,7 @@ def _observations(checkpoint: Checkpoint) -> np.ndarray:
     spec = checkpoint.spec
     policy = FlowPolicy.from_checkpoint(checkpoint)
     env = ChunkVectorEnv(spec.task, INPUTS, spec.robot, seed=0)
+    see_with(env, policy)
     observations, _ = env.reset()
     for _ in range(DECISIONS_BEFORE):
         observations, *_ = env.step(policy.act(observations, _noise(checkpoint)))

@@ -24,6 +24,7 @@ from dipod_ros.learning.algorithms.dipod import DipodConfig
 from dipod_ros.learning.learner import Learner, LearnerConfig
 from dipod_ros.learning.rollout import Rollout, collect_episodes
 from dipod_ros.learning.seeding import numpy_rng, torch_rng
+from dipod_ros.learning.vision import see_with
 from dipod_ros.policy.flow import FlowPolicy, load_policy
 from dipod_ros.sim.vector_env import ChunkVectorEnv
 
@@ -35,6 +36,7 @@ def measure(options: Options) -> dict[str, Any]:
     policy = load_policy(options.flow)
     episodes = options.pick(64, 8)
     env = ChunkVectorEnv(policy.spec.task, episodes, policy.spec.robot, seed=0, autoreset=False)
+    see_with(env, policy)
     results = _epoch_cost(policy, _collect(env, policy, 0), options)
     results |= _loop_shares(env, policy, options)
     results['outside'] = _outside(env, options)

@@ -58,9 +58,8 @@ def run(args: argparse.Namespace) -> int:
         episodes=np.concatenate([p.episodes + start for p, start in parts]),
         success=np.concatenate([p.success for p, _ in parts]),
         seed=args.seed,
-        images={
-            name: np.concatenate([p.images[name] for p, _ in parts]) for name in parts[0][0].images
-        },
+        images=_joined([p.images for p, _ in parts]),
+        privileged=_joined([p.privileged for p, _ in parts]),
     )
     demonstrations.save(out)
     successes = int(demonstrations.success.sum())
@@ -84,3 +83,9 @@ def run(args: argparse.Namespace) -> int:
             },
         )
     return 0
+
+
+def _joined(parts):
+    import numpy as np
+
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

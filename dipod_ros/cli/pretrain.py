@@ -11,8 +11,10 @@ from dipod_ros.cli.output import add_json_argument, write_json
 from dipod_ros.errors import UserError
 
 HELP = 'clone a flow policy from demonstrations'
-# Chunks per step, and with pictures, where the encoder is what costs, flow samples per chunk too.
+# Chunks per step, and where the encoder learns with the flow, and is what costs, flow samples per
+# chunk too.
 BATCH, PICTURE_BATCH, PICTURE_SAMPLES = 512, 64, 4
+ENCODER_STEPS = 4000
 
 # Sizes of each network where the command line gives none.
 SIZES = {
@@ -34,7 +36,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         given = ', '.join(f'{k} {s[name]}' for k, s in SIZES.items() if name in s)
         parser.add_argument(f'--{name}', type=int, help=f'default {given}')
     parser.add_argument('--steps', type=int, default=4500, help='default %(default)s')
-    parser.add_argument('--batch', type=int, help=f'default {BATCH}, with pictures {PICTURE_BATCH}')
+    parser.add_argument(
+        '--encoder-steps',
+        type=int,
+        metavar='STEPS',
+        help='first teach the encoder where things are, and keep it (default '
+        f'{ENCODER_STEPS} where the dataset knows, else 0: it learns with the flow)',
+    )
+    parser.add_argument(
+        '--batch',
+        type=int,
+        help=f'default {BATCH}, where the encoder learns with the flow {PICTURE_BATCH}',
+    )
     parser.add_argument('--seed', type=int, default=0, help='default %(default)s')
     parser.add_argument(
         '--overwrite', action='store_true', help='replace the checkpoint that is there'
@@ -64,13 +77,15 @@ def run(args: argparse.Namespace) -> int:
         sampler=parse_sampler(args.sampler),
         network=_network(args),
     )
+    start = time.monotonic()
+    encoders, taught = _teach_encoders(args, spec, demonstrations, out)
+    end_to_end = bool(spec.images) and encoders is None
     config = PretrainConfig(
         steps=args.steps,
-        batch=args.batch or (PICTURE_BATCH if spec.images else BATCH),
-        samples=PICTURE_SAMPLES if spec.images else 1,
+        batch=args.batch or (PICTURE_BATCH if end_to_end else BATCH),
+        samples=PICTURE_SAMPLES if end_to_end else 1,
         seed=args.seed,
     )
-    start = time.monotonic()
     loss = 0.0
     with tqdm(total=config.steps, unit='step', desc='cloning') as bar:
 
@@ -84,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
             spec,
             demonstrations,
             config,
+            encoders=encoders,
             state_file=out.parent / f'.{out.name}.pretrain',
             progress=progress,
         )
@@ -96,9 +112,11 @@ def run(args: argparse.Namespace) -> int:
             'demonstrator_success': float(demonstrations.success.mean()),
             'steps': config.steps,
             'seed': config.seed,
+            **taught,
         },
         overwrite=args.overwrite,
     )
+    _encoder_state(out).unlink(missing_ok=True)
     print(f'{out}: {manifest.sha256[:12]}, {spec.sampler}, loss {loss:.3f}')
     if args.json:
         write_json(
@@ -108,10 +126,46 @@ def run(args: argparse.Namespace) -> int:
                 'sha256': manifest.sha256,
                 'loss': loss,
                 'steps': config.steps,
+                **taught,
                 'seconds': time.monotonic() - start,
             },
         )
     return 0
+
+
+def _teach_encoders(args, spec, demonstrations, out: Path):
+    """Return trained encoders and what the lineage says of them; None and {} where not wanted."""
+    from tqdm import tqdm
+
+    from dipod_ros.learning.locating import LocateConfig, locate
+
+    knows = bool(spec.images) and bool(demonstrations.privileged)
+    steps = args.encoder_steps
+    if steps is None:
+        steps = ENCODER_STEPS if knows else 0
+    config = LocateConfig(steps=steps)
+    if steps == 0:
+        return None, {}
+    with tqdm(total=steps, unit='step', desc='looking') as bar:
+
+        def progress(done: int, latest: float) -> None:
+            bar.set_postfix(loss=f'{latest:.3f}', refresh=False)
+            bar.update(done - bar.n)
+
+        encoders, located = locate(
+            spec,
+            demonstrations,
+            config,
+            args.seed,
+            state_file=_encoder_state(out),
+            progress=progress,
+        )
+    print(f'held-out pictures: {located}')
+    return encoders, {'encoder_steps': steps, 'located': str(located)}
+
+
+def _encoder_state(out: Path) -> Path:
+    return out.parent / f'.{out.name}.encoder'
 
 
 def _network(args: argparse.Namespace) -> dict[str, str | int]:

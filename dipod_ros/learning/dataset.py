@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from dipod_ros.policy.atomic import write_file
 from dipod_ros.policy.spec import PolicySpec
 
 SCHEMA = 'dipod_ros.demonstrations/1'
-IMAGES = 'images.'
+IMAGES, PRIVILEGED = 'images.', 'privileged.'
 # Training holds them in memory: 70 000 pictures of 96x96 pixels are 2 GB.
 MAX_IMAGE_BYTES = 2 << 30
 
@@ -30,7 +31,9 @@ class Demonstrations:
 
     observations [M, O] raw; actions [M, H, A] executed increments (rad per control step);
     episodes [M] int, the episode each decision belongs to; success [E] bool per episode;
-    images uint8 [M, H, W, C] by image stream, whose places in the observations are 0.
+    images uint8 [M, H, W, C] by image stream, whose places in the observations are 0;
+    privileged float32 [M, T] by name: what is known of the world where the demonstrations were
+    made and never told to the policy (points in m), for encoders to learn from.
     """
 
     spec: PolicySpec
@@ -40,6 +43,7 @@ class Demonstrations:
     success: np.ndarray
     seed: int
     images: Mapping[str, np.ndarray] = field(default_factory=dict)
+    privileged: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the dataset atomically.
@@ -55,6 +59,10 @@ class Demonstrations:
                 'episodes': np.ascontiguousarray(self.episodes, np.int32),
                 'success': np.ascontiguousarray(self.success, np.uint8),
                 **{f'{IMAGES}{k}': np.ascontiguousarray(v) for k, v in self.images.items()},
+                **{
+                    f'{PRIVILEGED}{k}': np.ascontiguousarray(v, np.float32)
+                    for k, v in self.privileged.items()
+                },
             },
             metadata={
                 'schema': SCHEMA,
@@ -85,9 +93,8 @@ class Demonstrations:
                 episodes=arrays['episodes'],
                 success=arrays['success'].astype(bool),
                 seed=int(json.loads(metadata['seed'])),
-                images={
-                    k.removeprefix(IMAGES): v for k, v in arrays.items() if k.startswith(IMAGES)
-                },
+                images=_named(arrays, IMAGES),
+                privileged=_named(arrays, PRIVILEGED),
             )
             data._check()
             return data
@@ -110,11 +117,21 @@ class Demonstrations:
                 raise UserError(f'{name} has shape {values.shape}, expected {shape}')
             if not np.all(np.isfinite(values)):
                 raise UserError(f'{name} holds numbers that are not finite')
+        for name, values in self.privileged.items():
+            if values.ndim != 2 or len(values) != rows or not np.all(np.isfinite(values)):
+                raise UserError(
+                    f'privileged {name} has shape {values.shape}: it must be finite numbers '
+                    f'[{rows}, T]'
+                )
         needed = {s.name: (rows, *s.image.shape) for s, _ in self.spec.images}
         found = {k: v.shape for k, v in self.images.items() if v.dtype == np.uint8}
         if found != needed or len(found) != len(self.images):
             raise UserError(f'pictures {found} do not fit the image streams {needed}')
         require_space(self.spec, rows)
+
+
+def _named(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
 def require_space(spec: PolicySpec, rows: int) -> None:
@@ -125,3 +142,12 @@ def require_space(spec: PolicySpec, rows: int) -> None:
             f'{rows} decisions are {size >> 20} MB of pictures, at most '
             f'{MAX_IMAGE_BYTES >> 20} MB can be used: record fewer episodes, or smaller pictures'
         )
+
+
+def digest(*parts: np.ndarray | Mapping[str, np.ndarray]) -> str:
+    """Return the sha256 of arrays, those of a mapping in the order of their names."""
+    sha = hashlib.sha256()
+    for part in parts:
+        for values in [part[k] for k in sorted(part)] if isinstance(part, Mapping) else [part]:
+            sha.update(np.ascontiguousarray(values))
+    return sha.hexdigest()

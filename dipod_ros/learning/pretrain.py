@@ -1,31 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Behaviour cloning: fit the flow to demonstrated chunks by conditional flow matching. torch.
 
-Where the policy looks at pictures, its encoders are fitted by the same loss, end to end, and are
-frozen from then on.
+Where the policy looks at pictures, its encoders are fitted by the same loss, end to end, or were
+trained before (locating.py); they are frozen from then on.
 """
 
 from __future__ import annotations
 
-import copy
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from dipod_ros.errors import UserError
-from dipod_ros.learning.dataset import Demonstrations
+from dipod_ros.learning.averaged import AveragedTraining
+from dipod_ros.learning.dataset import Demonstrations, digest
 from dipod_ros.learning.seeding import torch_rng
-from dipod_ros.learning.state_io import (
-    load_state,
-    pack_module,
-    pack_optimizer,
-    save_state,
-    unpack_module,
-    unpack_optimizer,
-)
 from dipod_ros.learning.vision import TrainedEyes
 from dipod_ros.policy.flow import FlowPolicy
 from dipod_ros.policy.path import cfm_loss, draw_path_samples
@@ -59,11 +51,14 @@ def pretrain(
     demonstrations: Demonstrations,
     config: PretrainConfig,
     *,
+    encoders: nn.ModuleDict | None = None,
     state_file: Path | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> FlowPolicy:
     """Fit a policy to demonstrations and return it (averaged weights).
 
+    `encoders`, by image stream, were trained before (locating.py) and stay as they are; without
+    them new ones learn with the flow.
     With `state_file` the run goes on where an interrupted one with the same settings and data
     stopped.
     `progress` is called with the steps done and the latest loss.
@@ -82,68 +77,37 @@ def pretrain(
             f'numbers, the policy needs {spec.observation_size}'
         )
     policy.normalizer.fit(demonstrations.observations, flat)
-    eyes = TrainedEyes(policy, demonstrations, config.seed)
-    average, slow_encoders = policy.clone(), copy.deepcopy(eyes.encoders)
-    optimizer = torch.optim.AdamW(
-        [*policy.net.parameters(), *eyes.encoders.parameters()],
-        lr=config.learning_rate,
+    eyes = TrainedEyes(policy, demonstrations, config.seed, encoders)
+    training = AveragedTraining(
+        {'policy': policy, 'encoders': eyes.encoders},
+        [*policy.net.parameters(), *(() if eyes.frozen else eyes.encoders.parameters())],
+        steps=config.steps,
+        learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
+        ema=config.ema,
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda k: 0.5 * (1 + torch.cos(torch.tensor(torch.pi * k / config.steps)).item()),
-    )
-    done = 0
-    digest = hashlib.sha256(demonstrations.observations.tobytes() + flat.tobytes())
-    for name in sorted(demonstrations.images):
-        digest.update(demonstrations.images[name])
-    identity = {'config': repr(config), 'spec': repr(spec.to_dict()), 'data': digest.hexdigest()}
-    if state_file is not None and state_file.is_file():
-        tensors, info = load_state(state_file)
-        if info.get('identity') == identity:
-            unpack_module('policy', policy, tensors)
-            unpack_module('average', average, tensors)
-            unpack_module('encoders', eyes.encoders, tensors)
-            unpack_module('slow_encoders', slow_encoders, tensors)
-            unpack_optimizer('adam', optimizer, tensors)
-            done = int(info['done'])
-            # The schedule is a function of the step alone: move it there without optimiser steps.
-            schedule.last_epoch = done
-            for group, base in zip(optimizer.param_groups, schedule.base_lrs, strict=True):
-                group['lr'] = base * schedule.lr_lambdas[0](done)
+    identity = {
+        'config': repr(config),
+        'spec': repr(spec.to_dict()),
+        'data': digest(demonstrations.observations, flat, demonstrations.images),
+        'encoders': digest(encoder_weights(encoders)) if encoders is not None else '',
+    }
+    training.resume(state_file, identity)
     observations = policy.normalizer.observation(torch.from_numpy(demonstrations.observations))
     actions = policy.normalizer.action(torch.from_numpy(flat))
-    for step in range(done, config.steps):
+    for step in range(training.done, config.steps):
         rng = torch_rng(config.seed, 'pretrain', step)
         index = torch.randint(len(actions), (config.batch,), generator=rng)
         samples = draw_path_samples(config.batch, config.samples, spec.action_size, rng)
         seen = eyes.look(observations[index], index)
         loss = cfm_loss(policy, actions[index], seen, samples).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        # A short average in the beginning, so that the random weights do not linger.
-        decay = min(config.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for slow, fast in zip(
-                (*average.parameters(), *slow_encoders.parameters()),
-                (*policy.parameters(), *eyes.encoders.parameters()),
-                strict=True,
-            ):
-                slow.lerp_(fast, 1 - decay)
+        training.step(loss)
         if progress is not None and (step % 50 == 49 or step == config.steps - 1):
             progress(step + 1, float(loss.detach()))
         if state_file is not None and (step + 1) % STATE_EVERY == 0 and step + 1 < config.steps:
-            tensors = (
-                pack_module('policy', policy)
-                | pack_module('average', average)
-                | pack_module('encoders', eyes.encoders)
-                | pack_module('slow_encoders', slow_encoders)
-                | pack_optimizer('adam', optimizer)
-            )
-            save_state(state_file, tensors, {'identity': identity, 'done': step + 1})
+            training.save(state_file, identity)
     if state_file is not None:
         state_file.unlink(missing_ok=True)
-    average.encoder_weights = encoder_weights(slow_encoders)
+    average = training.average['policy']
+    average.encoder_weights = encoder_weights(training.average['encoders'])
     return average

@@ -68,6 +68,9 @@ class TrainingRun:
             )
         self.initial = checkpoint.manifest
         self.learner = Learner(FlowPolicy.from_checkpoint(checkpoint), config.learner)
+        if self.learner.policy.no_checkpoint:
+            # Before anything is learned that could not be kept.
+            raise UserError(self.learner.policy.no_checkpoint)
         self._observations: deque[np.ndarray] = deque(maxlen=STUDENT_OBSERVATIONS)
         self._versions = {self.initial.sha256: 0}
         self.latest = self.initial

@@ -7,7 +7,7 @@ import copy
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -63,6 +63,9 @@ class Normalizer(nn.Module):
 
 class FlowPolicy(nn.Module):
     """A velocity field with the normaliser and the sampler that make it a policy."""
+
+    # Why policies of this class cannot be saved; empty where they can.
+    no_checkpoint: ClassVar[str] = ''
 
     def __init__(self, spec: PolicySpec) -> None:
         """Build the network that `spec` names, with random weights from torch's global seed."""

@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 COLOURS = {'rgb8': 3, 'mono8': 1}
 # A policy's own eye is small; a camera's picture is resized to it.
 MIN_SIDE, MAX_SIDE = 16, 512
-# Kinds of encoder, with their default settings (policy/vision.py has the networks).
-ENCODERS: dict[str, dict[str, Any]] = {'keypoints': {'channels': (16, 32, 32), 'keypoints': 24}}
+# Kinds of encoder, with their default settings (policy/vision.py has the networks). No strides are
+# those that encoders had before they could be chosen: the first two convolutions halve the picture.
+ENCODERS: dict[str, dict[str, Any]] = {
+    'keypoints': {'channels': (16, 32, 32), 'keypoints': 24, 'strides': (), 'hidden': 0}
+}
+STRIDES = (1, 2)
 # Channels that share a group norm.
 GROUP = 8
 PREFIX = 'encoder.'
@@ -60,9 +64,18 @@ class ImageSettings:
             raise UserError(
                 f'encoder channels must be 2 to 8 multiples of {GROUP}, got {list(channels)}'
             )
-        if int(complete['keypoints']) < 1:
-            raise UserError(f'encoder keypoints must be at least 1, got {complete["keypoints"]}')
-        complete |= {'channels': channels, 'keypoints': int(complete['keypoints'])}
+        strides = tuple(int(s) for s in complete['strides'])
+        strides = strides or tuple(2 if i < 2 else 1 for i in range(len(channels)))
+        if len(strides) != len(channels) or any(s not in STRIDES for s in strides):
+            raise UserError(
+                f'encoder strides must be {len(channels)} numbers of {list(STRIDES)}, one per '
+                f'channel, got {list(strides)}'
+            )
+        complete |= {'channels': channels, 'strides': strides}
+        for name, least in (('keypoints', 1), ('hidden', 0)):
+            complete[name] = int(complete[name])
+            if complete[name] < least:
+                raise UserError(f'encoder {name} must be at least {least}, got {complete[name]}')
         object.__setattr__(self, 'encoder', complete)
 
     @property
@@ -72,7 +85,7 @@ class ImageSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a YAML manifest."""
-        encoder = {**self.encoder, 'channels': list(self.encoder['channels'])}
+        encoder = {k: list(v) if isinstance(v, tuple) else v for k, v in self.encoder.items()}
         return {
             'width': self.width,
             'height': self.height,
@@ -92,6 +105,7 @@ def encoder_shapes(stream: Stream) -> dict[str, tuple[int, ...]]:
     """Return the shape of every weight of a stream's encoder, without building it."""
     settings = stream.image
     channels, keypoints = settings.encoder['channels'], settings.encoder['keypoints']
+    hidden = settings.encoder['hidden']
     shapes: dict[str, tuple[int, ...]] = {}
     before = settings.shape[2]
     for i, count in enumerate(channels):
@@ -102,7 +116,11 @@ def encoder_shapes(stream: Stream) -> dict[str, tuple[int, ...]]:
         shapes[f'norms.{i}.bias'] = (count,)
         before = count
     shapes['maps.weight'], shapes['maps.bias'] = (keypoints, before, 1, 1), (keypoints,)
-    shapes['head.weight'], shapes['head.bias'] = (stream.size, 3 * keypoints), (stream.size,)
+    before = 3 * keypoints
+    if hidden:
+        shapes['hidden.weight'], shapes['hidden.bias'] = (hidden, before), (hidden,)
+        before = hidden
+    shapes['head.weight'], shapes['head.bias'] = (stream.size, before), (stream.size,)
     return shapes
 
 

@@ -7,6 +7,7 @@ after that. SiLU and group norm: no state of a batch, and every inference runtim
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -30,11 +31,13 @@ BATCH = 64
 
 
 class KeypointEncoder(nn.Module):
-    """Convolutions, then where in the picture each of K maps is active, then a linear layer.
+    """Convolutions, then where in the picture each of K maps is active, then a small head.
 
     Spatial softmax (Levine et al., arXiv 1504.00702, section 5.1): p_k(i, j) is the softmax of map
     k over the picture, and (sum p x, sum p y) the expected place of what it looks for, in -1..1.
     Beside the place stands the expected value of the map, which tells whether there was anything.
+    The head is a linear layer, after a hidden one where the settings give its width: what a place
+    in the world is of places in a picture is not linear.
     """
 
     def __init__(self, stream: Stream) -> None:
@@ -42,17 +45,19 @@ class KeypointEncoder(nn.Module):
         super().__init__()
         settings = stream.image
         channels, keypoints = settings.encoder['channels'], settings.encoder['keypoints']
+        strides, hidden = settings.encoder['strides'], settings.encoder['hidden']
         before = [settings.shape[2], *channels]
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(
-                before[i], count, 5 if i == 0 else 3, 2 if i < 2 else 1, padding=2 if i == 0 else 1
-            )
+            nn.Conv2d(before[i], count, 5 if i == 0 else 3, strides[i], padding=2 if i == 0 else 1)
             for i, count in enumerate(channels)
         )
         self.norms = nn.ModuleList(nn.GroupNorm(count // GROUP, count) for count in channels)
         self.maps = nn.Conv2d(channels[-1], keypoints, 1)
-        self.head = nn.Linear(3 * keypoints, stream.size)
-        height, width = (-(-side // 4) for side in settings.shape[:2])  # after two strides of 2
+        if hidden:
+            self.hidden = nn.Linear(3 * keypoints, hidden)
+        self.head = nn.Linear(hidden or 3 * keypoints, stream.size)
+        shrink = math.prod(strides)  # ceil of a ceil is the ceil of the whole
+        height, width = (-(-side // shrink) for side in settings.shape[:2])
         y, x = torch.meshgrid(
             torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing='ij'
         )
@@ -72,11 +77,12 @@ class KeypointEncoder(nn.Module):
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """Return features [B, F] for uint8 pictures [B, H, W, C]."""
-        return self._bounded(self.head(self.keypoints(pictures)))
-
-    @staticmethod
-    def _bounded(features: torch.Tensor) -> torch.Tensor:
+        features = self.head(self._before_head(pictures))
         return BOUND * torch.tanh(features / BOUND)
+
+    def _before_head(self, pictures: torch.Tensor) -> torch.Tensor:
+        found = self.keypoints(pictures)
+        return nn.functional.silu(self.hidden(found)) if hasattr(self, 'hidden') else found
 
     @torch.no_grad()
     def whiten(self, pictures: torch.Tensor) -> None:
@@ -85,7 +91,7 @@ class KeypointEncoder(nn.Module):
         Before training starts: features then need no normaliser that would move under the policy
         (data-dependent initialisation, arXiv 1602.07868, section 3). The bound is not counted in.
         """
-        features = self.head(self.keypoints(pictures))
+        features = self.head(self._before_head(pictures))
         mean, std = features.mean(0), features.std(0, unbiased=False).clamp(min=1e-6)
         self.head.weight.div_(std[:, None])
         self.head.bias.sub_(mean).div_(std)

@@ -27,6 +27,8 @@ class Demonstrations:
     success: np.ndarray  # bool [episodes]
     # What each image stream showed, uint8 [M, H, W, C] by its name.
     images: dict[str, np.ndarray] = field(default_factory=dict)
+    # Points [M, 3] (m) of the task that its policies are not told, where they look instead.
+    privileged: dict[str, np.ndarray] = field(default_factory=dict)
 
     @staticmethod
     def concatenate(parts: Sequence[Demonstrations]) -> Demonstrations:
@@ -35,8 +37,12 @@ class Demonstrations:
             name: np.concatenate([getattr(p, name) for p in parts])
             for name in ('observations', 'actions', 'episodes', 'success')
         }
-        images = {name: np.concatenate([p.images[name] for p in parts]) for name in parts[0].images}
-        return Demonstrations(**arrays, images=images)
+        named = {
+            field: {k: np.concatenate([getattr(p, field)[k] for p in parts]) for k in first}
+            for field in ('images', 'privileged')
+            for first in [getattr(parts[0], field)]
+        }
+        return Demonstrations(**arrays, **named)
 
 
 def collect(
@@ -73,6 +79,9 @@ def _run(env: ChunkVectorEnv, rng: np.random.Generator, first: int, keep: int) -
     observation = env.observe()
     observations, actions, alive = [], [], []
     images: dict[str, list[np.ndarray]] = {s.name: [] for s in env.streams if s.image is not None}
+    told = {s.name for s in env.streams}
+    hidden = [name for name in env.episodes.points() if name not in told] if images else []
+    points: dict[str, list[np.ndarray]] = {name: [] for name in hidden}
     while not env.episodes.done.all():
         before = env.command
         alive.append(~env.episodes.done)
@@ -82,7 +91,10 @@ def _run(env: ChunkVectorEnv, rng: np.random.Generator, first: int, keep: int) -
             shown = env.pictures()
             for name, kept in images.items():
                 kept.append(shown[name][:keep][alive[-1][:keep]])
-        chunk = expert.chunk(before, env.episodes.points())
+        now = env.episodes.points()
+        for name, kept in points.items():
+            kept.append(now[name].astype(np.float32))
+        chunk = expert.chunk(before, now)
         observation, _, _, _, info = env.step(chunk)
         actions.append(np.diff(info['executed'], axis=1, prepend=before[:, None]))
     # [decisions, N, ...] -> episode after episode.
@@ -96,4 +108,5 @@ def _run(env: ChunkVectorEnv, rng: np.random.Generator, first: int, keep: int) -
         owners.astype(np.int64),
         env.episodes.success[:keep].copy(),
         {name: np.concatenate(kept)[order] for name, kept in images.items()},
+        {name: np.stack(kept, axis=1)[:keep][chosen] for name, kept in points.items()},
     )

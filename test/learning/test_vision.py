@@ -15,14 +15,19 @@ from eyes import SMALL, camera_stream  # noqa: E402
 
 from dipod_ros.errors import UserError  # noqa: E402
 from dipod_ros.learning import dataset  # noqa: E402
+from dipod_ros.learning.algorithms.dppo import DppoConfig  # noqa: E402
+from dipod_ros.learning.algorithms.gaussian_ppo import GaussianPpoConfig  # noqa: E402
+from dipod_ros.learning.algorithms.reinflow import ReinFlowConfig  # noqa: E402
 from dipod_ros.learning.dataset import Demonstrations, require_space  # noqa: E402
 from dipod_ros.learning.distill import DistillConfig, distill  # noqa: E402
 from dipod_ros.learning.fresh_student import FreshConfig  # noqa: E402
+from dipod_ros.learning.learner import LearnerConfig  # noqa: E402
+from dipod_ros.learning.locating import LocateConfig, locate  # noqa: E402
 from dipod_ros.learning.pretrain import PretrainConfig, pretrain  # noqa: E402
 from dipod_ros.learning.run import RunConfig, TrainingRun  # noqa: E402
 from dipod_ros.policy.flow import load_policy  # noqa: E402
 from dipod_ros.policy.spec import Stream  # noqa: E402
-from dipod_ros.policy.vision import load_encoder  # noqa: E402
+from dipod_ros.policy.vision import encoder_weights, load_encoder  # noqa: E402
 
 QUICK = PretrainConfig(steps=400, batch=32, samples=4, ema=0.98)
 
@@ -59,6 +64,7 @@ def demonstrations(spec):
         np.ones(300, bool),
         0,
         {'camera': show(places)},
+        {'block': np.stack([places, -places], axis=1).astype(np.float32)},
     )
 
 
@@ -105,6 +111,67 @@ def test_an_interrupted_run_goes_on_where_it_stopped(spec, demonstrations, tmp_p
     np.testing.assert_array_equal(act(whole, [0.3]), act(resumed, [0.3]))
 
 
+LOOK = LocateConfig(steps=200, batch=32, ema=0.98, held_out=0.2)
+
+
+@pytest.fixture(scope='module')
+def taught(spec, demonstrations):
+    return locate(spec, demonstrations, LOOK)
+
+
+def test_an_encoder_is_taught_where_things_are(spec, demonstrations, taught):
+    _, untaught = locate(spec, demonstrations, replace(LOOK, steps=1))
+    _, located = taught
+    assert located.median['block'] < 0.05 < 0.3 < untaught.median['block']
+    assert located.median['block'] <= located.rms['block'] and 'block: median' in str(located)
+
+
+def test_a_taught_encoder_stays_as_it_is_and_is_acted_on(spec, demonstrations, taught):
+    encoders, _ = taught
+    before = encoder_weights(encoders)
+    policy = pretrain(spec, demonstrations, QUICK, encoders=encoders)
+    for name, value in policy.encoder_weights.items():
+        np.testing.assert_array_equal(value, before[name], err_msg=name)
+    places = np.linspace(-0.9, 0.9, 13)
+    assert np.corrcoef(act(policy, places)[:, 0], places)[0, 1] > 0.98
+    features = load_encoder(spec.streams[1], policy.encoder_weights).encode(show(places))
+    assert 0.2 < features.std() < 3  # what a policy without a normaliser for it can take
+
+
+def test_teaching_goes_on_where_it_stopped(spec, demonstrations, tmp_path, monkeypatch):
+    from dipod_ros.learning import locating as module
+
+    monkeypatch.setattr(module, 'STATE_EVERY', 10)
+    config, file = replace(LOOK, steps=25), tmp_path / 'state'
+    whole, _ = locate(spec, demonstrations, config)
+    told = []
+
+    def stop(done, loss):
+        told.append(done)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as at_20:
+        at_20.setattr(module, 'TELL_EVERY', 20)
+        with pytest.raises(KeyboardInterrupt):
+            locate(spec, demonstrations, config, state_file=file, progress=stop)
+    assert told == [20] and file.is_file()
+    resumed, _ = locate(spec, demonstrations, config, state_file=file)
+    again, _ = locate(spec, demonstrations, config, state_file=file)  # all done: kept
+    expected = encoder_weights(whole)
+    for encoders in (resumed, again):
+        for name, value in encoder_weights(encoders).items():
+            np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+def test_nothing_is_taught_without_pictures_or_what_they_show(spec, demonstrations, make_spec):
+    with pytest.raises(UserError, match='give --encoder-steps 0'):
+        locate(spec, replace(demonstrations, privileged={}), LOOK)
+    with pytest.raises(UserError, match='no image stream'):
+        locate(make_spec(), demonstrations, LOOK)
+    with pytest.raises(UserError, match='held_out must be between'):
+        LocateConfig(held_out=1.0)
+
+
 def counted(function, limit):
     calls = [0]
 
@@ -143,10 +210,43 @@ def test_students_and_updates_keep_the_eyes(policy, make_rollout, tmp_path):
     assert_same_eyes(policy, again.learner.policy)
 
 
+@pytest.mark.parametrize('config', [DppoConfig(epochs=2), ReinFlowConfig(epochs=2)], ids=str)
+def test_other_methods_keep_the_eyes_too(policy, make_rollout, tmp_path, config):
+    policy.save(tmp_path / 'initial')
+    learner = LearnerConfig(algorithm=config, critic_warmup_updates=0)
+    run = TrainingRun(
+        tmp_path / 'run', tmp_path / 'initial', RunConfig(learner=learner, tensorboard=False)
+    )
+    assert_same_eyes(policy, run.learner.policy)  # with which it acts
+    run.update(make_rollout(run.learner.policy, episodes=16, version=run.learner.version))
+    assert run.latest.version == 1
+    assert_same_eyes(policy, load_policy(run.latest.path))
+
+
+@pytest.mark.parametrize(
+    ('config', 'text'),
+    [(GaussianPpoConfig(), 'a Gaussian policy'), (DppoConfig(fine_tuned_steps=2), 'two networks')],
+    ids=['gaussian', 'late'],
+)
+def test_what_could_not_be_kept_is_not_begun(policy, tmp_path, config, text):
+    policy.save(tmp_path / 'initial')
+    learner = LearnerConfig(algorithm=config)
+    with pytest.raises(UserError, match=text):
+        TrainingRun(tmp_path / 'run', tmp_path / 'initial', RunConfig(learner=learner))
+    assert not (tmp_path / 'run').exists()
+
+
 def test_a_dataset_keeps_its_pictures(demonstrations, tmp_path):
     demonstrations.save(tmp_path / 'demos')
     again = Demonstrations.load(tmp_path / 'demos')
     np.testing.assert_array_equal(again.images['camera'], demonstrations.images['camera'])
+    np.testing.assert_array_equal(again.privileged['block'], demonstrations.privileged['block'])
+
+
+@pytest.mark.parametrize('values', [np.zeros(300), np.zeros((299, 2)), np.full((300, 2), np.nan)])
+def test_privileged_data_that_do_not_fit_are_refused(demonstrations, values, tmp_path):
+    with pytest.raises(UserError, match='privileged block has shape'):
+        replace(demonstrations, privileged={'block': values}).save(tmp_path / 'demos')
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,9 @@ def test_a_spec_without_a_camera_says_nothing_of_images():
         ({'encoder': {'kind': 'keypoints', 'channels': (8,)}}, 'channels must be 2 to 8'),
         ({'encoder': {'kind': 'keypoints', 'channels': (8, 9)}}, 'multiples of 8'),
         ({'encoder': {'kind': 'keypoints', 'keypoints': 0}}, 'keypoints must be at least 1'),
+        ({'encoder': {'kind': 'keypoints', 'hidden': -1}}, 'hidden must be at least 0'),
+        ({'encoder': {'kind': 'keypoints', 'strides': (2, 1)}}, 'strides must be 3 numbers'),
+        ({'encoder': {'kind': 'keypoints', 'strides': (2, 3, 1)}}, r'numbers of \[1, 2\]'),
     ],
 )
 def test_wrong_settings_are_named(changes, text):
@@ -67,11 +70,17 @@ def test_an_image_stream_needs_its_settings_and_no_other_stream_has_them():
 
 
 @pytest.mark.parametrize('encoding', ['rgb8', 'mono8'])
-@pytest.mark.parametrize('channels', [(8, 8), (16, 24, 8)])
-def test_the_shapes_foretold_are_those_of_the_network(encoding, channels):
-    settings = ImageSettings(
-        33, 50, encoding, {'kind': 'keypoints', 'channels': channels, 'keypoints': 3}
-    )
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'channels': (8, 8)},
+        {'channels': (16, 24, 8)},
+        {'channels': (8, 16), 'strides': (2, 1), 'hidden': 12},
+        {'channels': (8, 8, 8), 'strides': (1, 2, 2)},
+    ],
+)
+def test_the_shapes_foretold_are_those_of_the_network(encoding, changes):
+    settings = ImageSettings(33, 50, encoding, {'kind': 'keypoints', 'keypoints': 3, **changes})
     stream = camera_stream(settings, size=7)
     encoder = KeypointEncoder(stream)
     shapes = {name: tuple(value.shape) for name, value in encoder.state_dict().items()}
@@ -79,10 +88,25 @@ def test_the_shapes_foretold_are_those_of_the_network(encoding, channels):
     assert encoder.encode(golden_image(settings)[None]).shape == (1, 7)
 
 
-def test_keypoints_follow_what_they_look_at():
+def test_an_encoder_from_before_strides_and_hidden_layers_is_what_it_was():
+    old = {'kind': 'keypoints', 'channels': [8, 8, 8], 'keypoints': 2}
+    data = {'width': 40, 'height': 24, 'encoding': 'rgb8', 'encoder': old}
+    settings = ImageSettings.from_dict(data)
+    assert settings.encoder['strides'] == (2, 2, 1) and settings.encoder['hidden'] == 0
+    names = encoder_shapes(camera_stream(settings)).keys()
+    assert not any(name.startswith('hidden') for name in names)
+    encoder = KeypointEncoder(camera_stream(settings))
+    assert len(encoder.grid) == 6 * 10
+    assert ImageSettings.from_dict(settings.to_dict()) == settings
+
+
+@pytest.mark.parametrize('strides', [(2, 2), (2, 1)])
+def test_keypoints_follow_what_they_look_at(strides):
     """The place of a map that likes red is where the red block is."""
     settings = ImageSettings(
-        64, 64, encoder={'kind': 'keypoints', 'channels': (8, 8), 'keypoints': 1}
+        64,
+        64,
+        encoder={'kind': 'keypoints', 'channels': (8, 8), 'keypoints': 1, 'strides': strides},
     )
     encoder = KeypointEncoder(camera_stream(settings))
     with torch.no_grad():
@@ -178,13 +202,15 @@ def test_the_golden_image_never_changes():
     assert image[:8, :8].std(axis=(0, 1)).max() == 0 and image.std() > 40
 
 
-def test_the_exported_encoder_agrees_with_torch():
+@pytest.mark.parametrize('changes', [{}, {'strides': (2, 1), 'hidden': 16}])
+def test_the_exported_encoder_agrees_with_torch(changes):
     ort = pytest.importorskip('onnxruntime')
     onnx = pytest.importorskip('onnx')
     from dipod_ros.policy.image import weights_of
     from dipod_ros.serving.engines.graphs import put_weights
 
-    policy = make_camera_policy()
+    image = replace(SMALL, encoder={**SMALL.encoder, 'strides': (), **changes})
+    policy = make_camera_policy(spec=make_camera_spec(image=image))
     stream = policy.spec.streams[1]
     model = onnx.load_model_from_string(export_encoder(stream))
     put_weights(model, weights_of(policy.encoder_weights, 'camera'))

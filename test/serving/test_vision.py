@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from checkpoints import make_limits
-from eyes import SMALL, TOPIC, make_camera_policy, make_camera_spec
+from eyes import FINE, SMALL, TOPIC, make_camera_policy, make_camera_spec
 
 from dipod_ros.policy import checkpoint as ckpt
 from dipod_ros.policy.image import golden_image
@@ -50,8 +50,9 @@ def loader(tmp_path):
 
 
 @pytest.mark.parametrize('kind', ['onnx', 'torch'])
-def test_the_served_policy_does_what_the_trained_one_does(loader, tmp_path, kind):
-    policy = make_camera_policy()
+@pytest.mark.parametrize('image', [SMALL, FINE], ids=['small', 'fine'])
+def test_the_served_policy_does_what_the_trained_one_does(loader, tmp_path, kind, image):
+    policy = make_camera_policy(spec=make_camera_spec(image=image))
     policy.save(tmp_path / 'seeing')
     loading = loader(kind)
     loaded = loading.build(loading.validate('seeing'))
@@ -77,14 +78,16 @@ def test_an_encoder_that_sees_something_else_never_acts(loader, tmp_path, kind):
         loading.build(loading.validate('lying'))
 
 
-def test_a_frozen_encoder_is_kept_and_a_new_one_refitted(loader, tmp_path):
-    loading = loader()
-    first = make_camera_policy(seed=0)
-    learned = make_camera_policy(seed=1)  # another network behind the same eyes
+@pytest.mark.parametrize('image', [SMALL, FINE], ids=['small', 'fine'])
+def test_a_frozen_encoder_is_kept_and_a_new_one_refitted(loader, tmp_path, image):
+    loading, spec = loader(), make_camera_spec(image=image)
+    first = make_camera_policy(seed=0, spec=spec)
+    # Another network behind the same eyes.
+    learned = make_camera_policy(seed=1, spec=spec)
     learned.encoder_weights = first.encoder_weights
     first.save(tmp_path / 'first')
     learned.save(tmp_path / 'learned')
-    make_camera_policy(seed=2).save(tmp_path / 'other')
+    make_camera_policy(seed=2, spec=spec).save(tmp_path / 'other')
     engines = {}
     for name in ('first', 'learned', 'other'):
         loaded = loading.build(loading.validate(name))

@@ -89,3 +89,14 @@ def test_demonstrations_hold_the_picture_of_every_decision(env):
     )
     same = collect('reach_camera', 3, seed=4)
     np.testing.assert_array_equal(same.images['camera'], pictures)
+
+
+def test_demonstrations_know_the_goal_that_the_policy_must_see(env):
+    demos = collect('reach_camera', 3, seed=4)
+    goal = demos.privileged['goal']
+    assert list(demos.privileged) == ['goal'] and goal.shape == (len(demos.observations), 3)
+    first = np.flatnonzero(np.diff(demos.episodes, prepend=-1))
+    np.testing.assert_allclose(goal[first], env.episodes.goal, atol=1e-6)
+    # It stands still: every decision of an episode has the same.
+    np.testing.assert_array_equal(goal, goal[first][demos.episodes])
+    assert not collect('reach', 2, seed=4).privileged  # which is told

@@ -179,10 +179,16 @@ def chain_states(
 class LateFlow(FlowPolicy):
     """A flow whose first steps are taken by a frozen copy of the network it started from."""
 
+    no_checkpoint: ClassVar[str] = (
+        'a policy of two networks has no checkpoint: set fine_tuned_steps to 0, or distil a '
+        'student of it'
+    )
+
     def __init__(self, flow: FlowPolicy, trained_steps: int) -> None:
         """Take a flow with a chain sampler and how many steps at its end `net` takes."""
         super().__init__(flow.spec)
         self.load_state_dict(flow.state_dict())
+        self.encoder_weights = flow.encoder_weights
         self.start_net = copy.deepcopy(self.net)
         # Between the last time of the frozen network and the first of the other one.
         self.boundary = (trained_steps + 0.5) / flow.spec.sampler.steps
@@ -212,10 +218,7 @@ class LateFlow(FlowPolicy):
 
     def save(self, *_: Any, **__: Any) -> NoReturn:
         """Raise UserError: a checkpoint holds one network."""
-        raise UserError(
-            'a policy of two networks has no checkpoint: set fine_tuned_steps to 0, or distil a '
-            'student of it'
-        )
+        raise UserError(self.no_checkpoint)
 
 
 class Dppo(Algorithm):

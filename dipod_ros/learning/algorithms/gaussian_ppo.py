@@ -93,10 +93,16 @@ def gaussian_ppo_loss(
 class GaussianPolicy(FlowPolicy):
     """A Gaussian over chunks that can be used wherever a flow policy is."""
 
+    no_checkpoint: ClassVar[str] = (
+        'a Gaussian policy is for comparison and has no checkpoint: learn with a flow method '
+        'to get a policy that can be served'
+    )
+
     def __init__(self, flow: FlowPolicy) -> None:
         """Take a flow's spec, normaliser and weights: about its mean action, with a std of 1."""
         super().__init__(replace(flow.spec, sampler=SamplerSpec('euler', 1)))
         self.load_state_dict(flow.state_dict())
+        self.encoder_weights = flow.encoder_weights
         with torch.no_grad():
             self.net.output.weight.neg_()
             self.net.output.bias.neg_()
@@ -141,10 +147,7 @@ class GaussianPolicy(FlowPolicy):
 
     def save(self, *_: Any, **__: Any) -> NoReturn:
         """Raise UserError: a checkpoint is a flow."""
-        raise UserError(
-            'a Gaussian policy is for comparison and has no checkpoint: learn with a flow method '
-            'to get a policy that can be served'
-        )
+        raise UserError(self.no_checkpoint)
 
 
 def gaussian_start(

@@ -122,6 +122,7 @@ class ReinFlowPolicy(FlowPolicy):
         sampler = SamplerSpec('chain', config.steps, noise_std=middle)
         super().__init__(replace(flow.spec, sampler=sampler))
         self.load_state_dict(flow.state_dict())
+        self.encoder_weights = flow.encoder_weights
         spec = self.spec
         self.noise_net = ResidualMLP(
             spec.action_size, spec.observation_size, config.noise_width, depth=1
@@ -178,6 +179,7 @@ class ReinFlowPolicy(FlowPolicy):
         flow = FlowPolicy(replace(self.spec, sampler=sampler))
         own = self.state_dict()
         flow.load_state_dict({k: v for k, v in own.items() if not k.startswith('noise_net.')})
+        flow.encoder_weights = self.encoder_weights
         return flow.requires_grad_(False)
 
     def save(self, *args: Any, **options: Any) -> ckpt.Manifest:
