@@ -43,9 +43,9 @@ ABOUT = {
 # An encoder learns from every picture on its own: it takes more of them.
 RECIPES = {
     'reach_camera': Recipe(
-        demonstrations=6000,
-        pretrain_steps=6000,
-        encoder_steps=6000,
+        demonstrations=4000,
+        pretrain_steps=5000,
+        encoder_steps=10_000,
         about='Flow-matching policy that sees its goal through a camera. Its encoder was taught '
         'where the goal is by the simulator, which knows, and then kept; the flow was cloned from '
         'scripted, imperfect demonstrations.',

@@ -14,7 +14,7 @@ HELP = 'clone a flow policy from demonstrations'
 # Chunks per step, and where the encoder learns with the flow, and is what costs, flow samples per
 # chunk too.
 BATCH, PICTURE_BATCH, PICTURE_SAMPLES = 512, 64, 4
-ENCODER_STEPS = 4000
+ENCODER_STEPS = 10_000
 
 # Sizes of each network where the command line gives none.
 SIZES = {

@@ -38,14 +38,14 @@ ENCODE_BATCH = 256
 class LocateConfig:
     """Settings of the regression."""
 
-    steps: int = 4000  # 0: encoders learn from the actions alone, with the flow
-    batch: int = 64
+    steps: int = 10_000  # 0: encoders learn from the actions alone, with the flow
+    batch: int = 32
     learning_rate: float = 2e-3  # cosine to 0
     weight_decay: float = 1e-4
     ema: float = 0.995  # per step; the averaged weights are the result
     # Errors above this count linearly (Huber), in units of the target's spread: a goal behind the
     # arm cannot be seen, and its square would outweigh the millimetres of all the others.
-    huber: float = 0.05
+    huber: float = 0.1
     held_out: float = 0.05  # share of the episodes that the reported error is measured on
 
     def __post_init__(self) -> None:
@@ -123,7 +123,9 @@ def locate(
     names = list(encoders)
     pictures = {name: torch.from_numpy(demonstrations.images[name]) for name in names}
     for name in names:
-        encoders[name].whiten(some_pictures(pictures[name], seed, name))
+        some = some_pictures(pictures[name], seed, name)
+        encoders[name].sharpen(some)
+        encoders[name].whiten(some)
     targets, places = _targets(demonstrations)
     scale = float(np.sqrt(targets.var(0).mean())) or 1.0
     mean = targets.mean(0)

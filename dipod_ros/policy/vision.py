@@ -26,6 +26,8 @@ from dipod_ros.policy.spec import PolicySpec, Stream
 # Features stay within this, smoothly: a policy clamps what it observes (flow.OBSERVATION_CLAMP),
 # and what training saw beyond the clamp, acting would not.
 BOUND = 6.0
+# Deviation of a map over the picture before training: softmax then picks a few dozen of 2000 places.
+SHARPNESS = 2.5
 # Pictures encoded at a time: bounds the memory.
 BATCH = 64
 
@@ -65,15 +67,19 @@ class KeypointEncoder(nn.Module):
 
     def keypoints(self, pictures: torch.Tensor) -> torch.Tensor:
         """Return [B, 3 K] for uint8 pictures [B, H, W, C]: x, y and value of every map."""
-        # Stays channels-last in memory, as the pictures are: a fifth faster on a CPU.
-        h = pictures.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1.0
-        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            h = nn.functional.silu(norm(convolution(h)))
-        maps = self.maps(h).flatten(2)
+        maps = self._activations(pictures)
         share = maps.softmax(dim=-1)
         place = share @ self.grid
         value = (share * maps).sum(-1)
         return torch.cat([place.flatten(1), value], dim=1)
+
+    def _activations(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Return the maps [B, K, places] before the softmax."""
+        # Stays channels-last in memory, as the pictures are: a fifth faster on a CPU.
+        h = pictures.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1.0
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            h = nn.functional.silu(norm(convolution(h)))
+        return self.maps(h).flatten(2)
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """Return features [B, F] for uint8 pictures [B, H, W, C]."""
@@ -85,16 +91,26 @@ class KeypointEncoder(nn.Module):
         return nn.functional.silu(self.hidden(found)) if hasattr(self, 'hidden') else found
 
     @torch.no_grad()
+    def sharpen(self, pictures: torch.Tensor) -> None:
+        """Scale the maps, and what follows, so that these pictures already have distinct places.
+
+        Before training starts: random maps are so flat that every place is the middle of the
+        picture, and their gradients next to nothing (data-dependent initialisation, as `whiten`).
+        """
+        spread = self._activations(pictures).std(dim=-1).mean(0)
+        self.maps.weight.mul_((SHARPNESS / spread.clamp(min=1e-6))[:, None, None, None])
+        if hasattr(self, 'hidden'):
+            _whiten(self.hidden, self.hidden(self.keypoints(pictures)))
+
+    @torch.no_grad()
     def whiten(self, pictures: torch.Tensor) -> None:
         """Scale the last layer so that features of these pictures have mean 0 and deviation 1.
 
-        Before training starts: features then need no normaliser that would move under the policy
-        (data-dependent initialisation, arXiv 1602.07868, section 3). The bound is not counted in.
+        Before the flow is trained: features then need no normaliser that would move under the
+        policy (data-dependent initialisation, arXiv 1602.07868, section 3). The bound is not
+        counted in.
         """
-        features = self.head(self._before_head(pictures))
-        mean, std = features.mean(0), features.std(0, unbiased=False).clamp(min=1e-6)
-        self.head.weight.div_(std[:, None])
-        self.head.bias.sub_(mean).div_(std)
+        _whiten(self.head, self.head(self._before_head(pictures)))
 
     @torch.no_grad()
     def encode(self, pictures: np.ndarray) -> np.ndarray:
@@ -104,6 +120,13 @@ class KeypointEncoder(nn.Module):
             for i in range(0, len(pictures), BATCH)
         ]
         return np.concatenate(parts) if parts else np.empty((0, self.head.out_features), np.float32)
+
+
+def _whiten(layer: nn.Linear, outputs: torch.Tensor) -> None:
+    """Scale a layer so that these outputs [B, F] of it would have mean 0 and deviation 1."""
+    mean, std = outputs.mean(0), outputs.std(0, unbiased=False).clamp(min=1e-6)
+    layer.weight.div_(std[:, None])
+    layer.bias.sub_(mean).div_(std)
 
 
 def build_encoders(spec: PolicySpec) -> nn.ModuleDict:

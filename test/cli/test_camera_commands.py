@@ -39,7 +39,7 @@ def made(tmp_path_factory):
         assert run('demos', 'reach_camera', '--episodes', 6) == 0
         data = 'runs/demos/reach_camera.safetensors'
         small = ('--width', 16, '--depth', 2, '--steps', 15, '--batch', 8)
-        assert run('pretrain', data, '--out', 'flow', *small) == 0
+        assert run('pretrain', data, '--out', 'flow', '--encoder-steps', 10, *small) == 0
     finally:
         os.chdir(before)
     return folder
@@ -54,8 +54,11 @@ def at(made, monkeypatch):
 def test_a_clone_carries_the_encoder_that_its_student_keeps(at, capsys):
     demos = Demonstrations.load('runs/demos/reach_camera.safetensors')
     assert demos.images['camera'].shape[1:] == (96, 96, 3)
+    assert demos.privileged['goal'].shape == (len(demos.observations), 3)
     manifest = ckpt.read_manifest('flow')
     assert manifest.golden.features['camera'].shape == (32,)
+    assert manifest.lineage['encoder_steps'] == 10 and 'goal' in manifest.lineage['located']
+    assert not list(Path().glob('.flow.*'))  # nothing is left of the state on the way
     assert run('distill', 'flow', '--out', 'student', '--steps', 5, '--episodes', 4) == 0
     assert run('eval', 'student', '--episodes', 4, '--json', 'eval.json') == 0
     assert json.loads(Path('eval.json').read_text())['task'] == 'reach_camera'
@@ -65,6 +68,21 @@ def test_a_clone_carries_the_encoder_that_its_student_keeps(at, capsys):
     capsys.readouterr()
     assert run('inspect', 'flow') == 0
     assert '96x96 rgb8' in capsys.readouterr().out
+
+
+def test_an_encoder_can_learn_from_the_actions_alone(at):
+    data = 'runs/demos/reach_camera.safetensors'
+    small = ('--width', 16, '--depth', 2, '--steps', 5, '--batch', 8)
+    assert run('pretrain', data, '--out', 'alone', '--encoder-steps', 0, *small) == 0
+    assert 'located' not in ckpt.read_manifest('alone').lineage
+    assert any((v != eyes('flow')[k]).any() for k, v in eyes('alone').items())
+
+
+@pytest.mark.parametrize('what', ['sim', 'serve', 'swap', 'delay'])
+def test_benchmarks_that_show_no_pictures_say_so(at, capsys, what):
+    assert run('bench', what, '--student', 'flow', '--checkpoint', 'flow', '--quick') == 2
+    error = capsys.readouterr().err
+    assert f'bench {what} shows no pictures' in error and 'dipod eval flow' in error
 
 
 def test_online_updates_work_on_features(at):
