@@ -26,8 +26,6 @@ from dipod_ros.policy.spec import PolicySpec, Stream
 # Features stay within this, smoothly: a policy clamps what it observes (flow.OBSERVATION_CLAMP),
 # and what training saw beyond the clamp, acting would not.
 BOUND = 6.0
-# Deviation of a map over the picture before training: softmax then picks a few dozen of 2000 places.
-SHARPNESS = 2.5
 # Pictures encoded at a time: bounds the memory.
 BATCH = 64
 
@@ -91,14 +89,14 @@ class KeypointEncoder(nn.Module):
         return nn.functional.silu(self.hidden(found)) if hasattr(self, 'hidden') else found
 
     @torch.no_grad()
-    def sharpen(self, pictures: torch.Tensor) -> None:
-        """Scale the maps, and what follows, so that these pictures already have distinct places.
+    def sharpen(self, pictures: torch.Tensor, deviation: float) -> None:
+        """Scale the maps so that they deviate this much over these pictures, and what follows.
 
         Before training starts: random maps are so flat that every place is the middle of the
         picture, and their gradients next to nothing (data-dependent initialisation, as `whiten`).
         """
         spread = self._activations(pictures).std(dim=-1).mean(0)
-        self.maps.weight.mul_((SHARPNESS / spread.clamp(min=1e-6))[:, None, None, None])
+        self.maps.weight.mul_((deviation / spread.clamp(min=1e-6))[:, None, None, None])
         if hasattr(self, 'hidden'):
             _whiten(self.hidden, self.hidden(self.keypoints(pictures)))
 

@@ -111,7 +111,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(spec, demonstrations, tmp_p
     np.testing.assert_array_equal(act(whole, [0.3]), act(resumed, [0.3]))
 
 
-LOOK = LocateConfig(steps=200, batch=32, ema=0.98, held_out=0.2)
+LOOK = LocateConfig(steps=200, batch=32, ema=0.98, sharpness=0, held_out=0.2)
 
 
 @pytest.fixture(scope='module')
@@ -170,6 +170,8 @@ def test_nothing_is_taught_without_pictures_or_what_they_show(spec, demonstratio
         locate(make_spec(), demonstrations, LOOK)
     with pytest.raises(UserError, match='held_out must be between'):
         LocateConfig(held_out=1.0)
+    with pytest.raises(UserError, match='sharpness must be at least 0'):
+        LocateConfig(sharpness=-1)
 
 
 def counted(function, limit):

@@ -12,7 +12,7 @@ import yaml
 torch = pytest.importorskip('torch')
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from eyes import SMALL, camera_stream, make_camera_policy, make_camera_spec  # noqa: E402
+from eyes import FINE, SMALL, camera_stream, make_camera_policy, make_camera_spec  # noqa: E402
 
 from dipod_ros.errors import UserError  # noqa: E402
 from dipod_ros.policy import checkpoint as ckpt  # noqa: E402
@@ -135,6 +135,23 @@ def test_whitened_features_have_unit_scale():
     features = encoder.encode(pictures)
     np.testing.assert_allclose(features.mean(0), 0, atol=0.1)
     np.testing.assert_allclose(features.std(0), 1, atol=0.1)
+
+
+@pytest.mark.parametrize('image', [SMALL, FINE], ids=['small', 'fine'])
+def test_sharp_maps_have_places_before_any_training(image):
+    torch.manual_seed(0)
+    encoder = KeypointEncoder(camera_stream(image))
+    pictures = torch.from_numpy(np.stack([golden_image(SMALL, seed) for seed in range(40)]))
+    places = slice(0, 2 * image.encoder['keypoints'])
+
+    def spread():
+        return encoder.keypoints(pictures)[:, places].std(0).min().item()
+
+    before = spread()
+    encoder.sharpen(pictures, 2.5)
+    assert spread() > 2 * before and spread() > 0.1  # of the picture from -1 to 1
+    encoder.whiten(pictures)
+    np.testing.assert_allclose(encoder.encode(pictures.numpy()).std(0), 1, atol=0.2)
 
 
 def test_a_checkpoint_carries_its_encoder_through_everything(tmp_path):
