@@ -28,6 +28,8 @@ class Peer(Node):
         self._thread.start()
 
     def close(self):
+        if self._stopping.is_set():
+            return
         self._stopping.set()
         self._thread.join(5.0)
         self.destroy_node()

@@ -102,6 +102,13 @@ def stack(tmp_path, folder):
     context.try_shutdown()
 
 
+def late(listener):
+    """Tell whether the machine kept the server from sending in time."""
+    before = listener.diagnostics.get('output')
+    listener.wait(lambda: listener.diagnostics.get('output') is not before)
+    return int(listener.diagnostics['output'][1]['missed ticks']) > 0
+
+
 def sent(listener):
     return np.array([values for values, _ in listener.commands])
 
@@ -129,10 +136,18 @@ def assert_differences_within_limits(path, first, second):
 @pytest.mark.alone
 @pytest.mark.parametrize('interface', ['position', 'velocity', 'effort'])
 def test_the_simulated_controllers_find_no_violation(stack, interface):
-    listener, server, _ = stack(interface, **(EFFORT if interface == 'effort' else {}))
-    # 25 chunks, and at least one episode that ends among them.
-    listener.wait(lambda: len(listener.commands) > 5 * RATE_HZ)
-    figures = newest_figures(listener)
+    for attempt in range(3):
+        listener, server, simulator = stack(interface, **(EFFORT if interface == 'effort' else {}))
+        # 25 chunks, and at least one episode that ends among them.
+        listener.wait(lambda heard=listener.commands: len(heard) > 5 * RATE_HZ)
+        figures = newest_figures(listener)
+        # Torques close their loop through the server: a late one proves nothing about the laws.
+        if not (interface == 'effort' and figures['limit_violations'] and late(listener)):
+            break
+        print(f'attempt {attempt}: late, and {figures["last_violation"]}')
+        server.stop()
+        simulator.stop()
+        listener.close()
     assert figures['limit_violations'] == 0, figures
     assert figures['rejected_commands'] == 0, figures['last_rejection']
     assert figures['episodes'] >= 1
