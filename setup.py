@@ -84,6 +84,7 @@ setup(
             'policy_server = dipod_ros.nodes.policy_server:main',
             'trainer = dipod_ros.nodes.trainer:main',
             'mujoco_sim = dipod_ros.nodes.mujoco_sim:main',
+            'recorder = dipod_ros.nodes.recorder:main',
             'dipod = dipod_ros.cli.main:main',
         ],
     },

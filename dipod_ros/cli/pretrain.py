@@ -26,7 +26,10 @@ SIZES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
-    parser.add_argument('demos', help='dataset written by `dipod demos`')
+    parser.add_argument('demos', help='dataset written by `dipod demos` or by the recorder')
+    parser.add_argument(
+        '--only-success', action='store_true', help='leave out the episodes that failed'
+    )
     parser.add_argument('--out', required=True, metavar='DIR', help='folder of the checkpoint')
     parser.add_argument('--sampler', default='midpoint-5', help='default %(default)s')
     parser.add_argument(
@@ -72,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
     if out.exists() and not args.overwrite:
         raise CheckpointError(f'{out} exists already; choose another --out or add --overwrite')
     demonstrations = Demonstrations.load(args.demos)
+    if args.only_success:
+        demonstrations = demonstrations.successful()
     spec = replace(
         demonstrations.spec,
         sampler=parse_sampler(args.sampler),

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +79,9 @@ class Demonstrations:
     def load(cls, path: str | os.PathLike[str]) -> Demonstrations:
         """Read a dataset; raises UserError when it is missing, corrupt or of another schema."""
         if not Path(path).is_file():
-            raise UserError(f'no demonstrations at {path}; make them with `dipod demos`')
+            raise UserError(
+                f'no demonstrations at {path}; make them with `dipod demos`, or record them'
+            )
         try:
             with safe_open(str(path), framework='np') as handle:
                 metadata = handle.metadata() or {}
@@ -102,6 +104,21 @@ class Demonstrations:
             reason = str(error).split('\n')[0]
             raise UserError(f'{path} cannot be read as demonstrations: {reason}') from error
 
+    def successful(self) -> Demonstrations:
+        """Return the episodes that succeeded; raises UserError when none did."""
+        if not self.success.any():
+            raise UserError('none of the demonstrations succeeded')
+        rows = self.success[self.episodes]
+        return replace(
+            self,
+            observations=self.observations[rows],
+            actions=self.actions[rows],
+            episodes=(np.cumsum(self.success) - 1)[self.episodes[rows]].astype(np.int32),
+            success=self.success[self.success],
+            images={name: pictures[rows] for name, pictures in self.images.items()},
+            privileged={name: values[rows] for name, values in self.privileged.items()},
+        )
+
     def _check(self) -> None:
         rows = len(self.observations)
         if rows == 0:
@@ -123,6 +140,11 @@ class Demonstrations:
                     f'privileged {name} has shape {values.shape}: it must be finite numbers '
                     f'[{rows}, T]'
                 )
+        if self.episodes.min() < 0 or self.episodes.max() >= len(self.success):
+            raise UserError(
+                f'its decisions are of episodes {self.episodes.min()}..{self.episodes.max()}, '
+                f'there are {len(self.success)}'
+            )
         needed = {s.name: (rows, *s.image.shape) for s, _ in self.spec.images}
         found = {k: v.shape for k, v in self.images.items() if v.dtype == np.uint8}
         if found != needed or len(found) != len(self.images):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rclpy.lifecycle import LifecycleNode
+from rclpy.node import Node
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 
@@ -21,7 +21,7 @@ COMPRESSED = '/compressed'
 
 
 def subscribe(
-    node: LifecycleNode,
+    node: Node,
     topic: str,
     buffer: ObservationBuffer,
     lockstep: bool,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from geometry_msgs.msg import PointStamped
 from rclpy.lifecycle import LifecycleNode
+from rclpy.node import Node
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray, UInt8MultiArray
 from trajectory_msgs.msg import JointTrajectory
@@ -27,7 +28,7 @@ class SensorInput:
 
     def __init__(
         self,
-        node: LifecycleNode,
+        node: Node,
         buffer: ObservationBuffer,
         joints: tuple[str, ...],
         lockstep: bool,

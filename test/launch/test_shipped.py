@@ -17,7 +17,10 @@ from dipod_ros.serving.loop import INTERFACES
 
 FILES = sorted(p.name for p in (share_dir() / 'launch').glob('*'))
 ARM7 = str(resource('config/robots/arm7.yaml'))
-NEEDED = {'robot.launch.yaml': {'robot': ARM7, 'checkpoint': 'reach_flow'}}
+NEEDED = {
+    'robot.launch.yaml': {'robot': ARM7, 'checkpoint': 'reach_flow'},
+    'record.launch.yaml': {'robot': ARM7, 'policy': 'reach_flow'},
+}
 
 
 def planned(name, **given):
@@ -37,8 +40,11 @@ def files(node):
     return [p.name for p in node.params if not isinstance(p, dict)]
 
 
-def test_there_are_the_three_that_the_documentation_names():
-    assert FILES == ['online.launch.yaml', 'robot.launch.yaml', 'sim.launch.yaml']
+def test_there_are_those_that_the_documentation_names():
+    names = ['online', 'record', 'robot', 'sim']
+    assert [f'{name}.launch.yaml' for name in names] == FILES
+    text = resource('docs/launch.md').read_text()
+    assert [name for name in FILES if f'| `{name}` |' not in text] == []
 
 
 @pytest.mark.parametrize('name', FILES)
@@ -58,12 +64,23 @@ def test_arguments_offer_what_the_nodes_take(argument, allowed):
     assert [a.choices for a in declared if a.name == argument] == [allowed]
 
 
+def test_the_recorder_is_offered_every_source_of_commands():
+    from dipod_ros.nodes._recorder_params import COMMAND_SOURCES
+
+    path = resource('launch/record.launch.yaml')
+    declared = declared_arguments(path, NEEDED['record.launch.yaml'])
+    assert [a.choices for a in declared if a.name == 'command_source'] == [COMMAND_SOURCES]
+    with pytest.raises(LaunchError, match='give policy:='):
+        plan(path, {'robot': ARM7})
+
+
 def test_each_file_runs_what_its_name_says():
     assert list(planned('sim.launch.yaml')) == ['mujoco_sim', 'policy_server']
     assert list(planned('online.launch.yaml')) == ['mujoco_sim', 'policy_server', 'trainer']
     assert list(planned('robot.launch.yaml')) == ['policy_server']
     assert list(planned('robot.launch.yaml', trainer='true')) == ['policy_server', 'trainer']
     assert list(planned('sim.launch.yaml', server='false', worlds='2')) == ['mujoco_sim']
+    assert list(planned('record.launch.yaml')) == ['recorder']
 
 
 def test_a_robot_needs_its_own_limits_and_a_checkpoint():
@@ -135,6 +152,7 @@ def test_every_parameter_is_one_that_the_node_declares(name):
         'mujoco_sim': ('mujoco_sim', 'MujocoSimParams'),
         'policy_server': ('_policy_server_params', 'PolicyServerParams'),
         'trainer': ('trainer', 'TrainerParams'),
+        'recorder': ('_recorder_params', 'RecorderParams'),
     }
     kinds = {'bool': bool, 'int': int, 'float': float, 'str': str, 'tuple[str, ...]': list}
     for label, node in planned(name, **({'trainer': 'true'} if 'robot' in name else {})).items():

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recorder's ears for commands: positions or trajectories into a curve on the robot's clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from rclpy.node import Node
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Float64MultiArray
+from trajectory_msgs.msg import JointTrajectory
+
+from dipod_ros.errors import UserError
+from dipod_ros.learning.command_curve import CommandCurve, TrajectoryPlayer
+from dipod_ros.policy.spec import PolicySpec
+from dipod_ros.ros import messages, qos
+
+# A stamp nearer to the present than this is of the robot's clock; else the receipt counts.
+SAME_CLOCK_NS = 100_000_000
+
+
+class CommandInput:
+    """Listens to what somebody else commands; `problem` says why there is nothing to go by."""
+
+    def __init__(
+        self,
+        node: Node,
+        source: str,
+        topic: str,
+        spec: PolicySpec,
+        now_ns: Callable[[], int],
+        measured: Callable[[], np.ndarray | None],
+    ) -> None:
+        """Subscribe; `now_ns` tells the robot's time, `measured` [A] (rad) where the arm is."""
+        self.topic = topic
+        self.curve = CommandCurve()
+        self._player = TrajectoryPlayer(self.curve, spec.limits, spec.control_period_s)
+        self._now_ns, self._measured = now_ns, measured
+        self._index = messages.JointIndex(spec.joints)
+        self._rejection = ''
+        kind, read, profile = {
+            'joint_state': (JointState, self._joint_state, qos.SENSOR),
+            'commands': (Float64MultiArray, self._commands, qos.STREAM),
+            'trajectory': (JointTrajectory, self._trajectory, qos.STREAM),
+        }[source]
+        node.create_subscription(kind, topic, lambda msg: self._take(read, msg), profile)
+
+    @property
+    def problem(self) -> str:
+        """Why there is no command, or why the newest one cannot be used; '' when all is well."""
+        if self._rejection:
+            return f'commands on {self.topic}: {self._rejection}'
+        return '' if len(self.curve) else f'commands: nothing received on {self.topic}'
+
+    def advance(self, time_ns: int) -> None:
+        """Go on to a time of the robot's clock."""
+        self._player.advance(time_ns)
+
+    def clear(self) -> None:
+        """Forget what was commanded by a clock that was set."""
+        self.curve.clear()
+        self._player.clear()
+
+    def _take(self, read: Callable, msg: object) -> None:
+        try:
+            read(msg)
+            self._rejection = ''
+        except UserError as error:
+            self._rejection = str(error)
+
+    def _joint_state(self, msg: JointState) -> None:
+        now, stamp = self._now_ns(), messages.stamp_ns(msg.header.stamp)
+        self._put(stamp if abs(stamp - now) < SAME_CLOCK_NS else now, self._index.positions(msg))
+
+    def _commands(self, msg: Float64MultiArray) -> None:
+        positions, stamp = messages.read_commands(msg)
+        size = len(self._index.joints)
+        if positions.shape != (size,):
+            raise UserError(f'{positions.size} numbers for {size} joints')
+        self._put(self._now_ns() if stamp is None else stamp, positions)
+
+    def _trajectory(self, msg: JointTrajectory) -> None:
+        trajectory = messages.read_trajectory(msg, self._index)
+        measured = self._measured()
+        if measured is None:
+            raise UserError('the joint states are not there yet')
+        now = self._now_ns()
+        start_s = (trajectory.stamp_ns or now) / messages.NS_PER_S
+        self._player.follow(
+            start_s + trajectory.times_s, trajectory.positions, trajectory.velocities, now, measured
+        )
+
+    def _put(self, time_ns: int, positions: np.ndarray) -> None:
+        if not np.isfinite(positions).all():
+            raise UserError('numbers that are not finite')
+        self.curve.put(time_ns, positions)
