@@ -6,7 +6,7 @@ What is on disk is always whole: every change writes the file anew, in place of 
 
 from __future__ import annotations
 
-import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -134,8 +134,10 @@ def _check_writable(path: Path) -> None:
     """Raise UserError now when the file cannot be written later."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        writable = os.access(path.parent, os.W_OK | os.X_OK) and not path.is_dir()
+        # Tried, because permissions say little: of root, of read-only and of other file systems.
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
     except OSError as error:
         raise UserError(f'cannot write {path}: {error.strerror or error}') from error
-    if not writable:
-        raise UserError(f'cannot write {path}: no permission there, or it is a folder')
+    if path.is_dir():
+        raise UserError(f'cannot write {path}: it is a folder')

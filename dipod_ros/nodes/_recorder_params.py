@@ -107,7 +107,7 @@ class RecorderParams:
         return f'{self.controller}/{topic}'
 
 
-def make_spec(p: RecorderParams) -> PolicySpec:
+def recorded_spec(p: RecorderParams) -> PolicySpec:
     """Return the spec that is recorded for, in the robot's joint order; raises UserError."""
     limits = JointLimits.from_params(p.joints, vars(p.limits))
     if not p.policy:

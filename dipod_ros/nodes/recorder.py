@@ -25,7 +25,7 @@ from dipod_ros.learning.windows import WindowConfig
 from dipod_ros.nodes._policy_server_io import SensorInput
 from dipod_ros.nodes._policy_server_loop import JOINT_TOPIC
 from dipod_ros.nodes._recorder_commands import CommandInput
-from dipod_ros.nodes._recorder_params import RecorderParams, make_spec
+from dipod_ros.nodes._recorder_params import RecorderParams, recorded_spec
 from dipod_ros.policy.spec import Stream
 from dipod_ros.ros import qos
 from dipod_ros.ros.diagnostics import Diagnostics, Level, Report
@@ -52,7 +52,7 @@ class Recorder(Node):
         """
         super().__init__('recorder')
         self.params = p = declare(self, RecorderParams)
-        self.spec = spec = make_spec(p)
+        self.spec = spec = recorded_spec(p)
         self._config = RecordingConfig(
             WindowConfig(p.stride, p.idle_rad_s, p.clip_rad),
             JOINT_TOPIC,
@@ -212,7 +212,10 @@ class Recorder(Node):
             if self._file.unsaved:
                 text += '; it is kept, and written with the next ~/stop or when the recorder ends'
         self._last = {'kept': kept, 'success': success, 'text': text, **figures}
-        (self.get_logger().info if kept else self.get_logger().error)(text)
+        if kept:  # rclpy ties a line of code to one severity
+            self.get_logger().info(text)
+        else:
+            self.get_logger().error(text)
         self._publish_status()
         return kept, text
 

@@ -18,7 +18,9 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 
 from geometry_msgs.msg import PointStamped  # noqa: E402
 from harness import Server, make_context  # noqa: E402
+from rcl_interfaces.srv import SetParameters  # noqa: E402
 from rclpy.node import Node  # noqa: E402
+from rclpy.parameter import Parameter  # noqa: E402
 from sensor_msgs.msg import JointState  # noqa: E402
 from sim_harness import Simulator  # noqa: E402
 from std_msgs.msg import Float64MultiArray, String  # noqa: E402
@@ -91,7 +93,7 @@ class Operator(Node):
     def __init__(self, context):
         super().__init__('operator', context=context)
         self.news = threading.Condition()
-        self.statuses, self.outcomes = [], []
+        self.statuses, self.servers = [], []
         listen = self.create_subscription
         listen(
             String,
@@ -100,10 +102,10 @@ class Operator(Node):
             qos.LATCHED,
         )
         listen(
-            Float64MultiArray,
-            'outcome',
-            lambda m: self._add(self.outcomes, messages.read_outcome(m)),
-            qos.OUTCOME,
+            String,
+            'policy_server/status',
+            lambda m: self._add(self.servers, json.loads(m.data)),
+            qos.LATCHED,
         )
         self._joint_states = self.create_publisher(JointState, 'joint_states', qos.STATE)
         self._goal = self.create_publisher(PointStamped, 'goal', qos.STATE)
@@ -249,10 +251,16 @@ def test_from_a_moving_arm_to_a_policy_that_the_server_takes(operator, tmp_path)
         teacher = Server(tmp_path, limits, robot='arm7', checkpoint='reach_student')
         ends.append(teacher.stop)
         recorder = Recorder(
-            tmp_path, [arm7], policy='reach_student', output=str(out), tracking_lag_s=0.03
+            tmp_path,
+            [arm7],
+            policy='reach_student',
+            output=str(out),
+            tracking_lag_s=0.03,
+            stamp_tolerance_s=0.0,  # while the world is paused its clock falls behind
         )
         ends.append(recorder.stop)
         operator.wait_status(state='ready', episodes=0)
+        operator.wait(lambda: operator.servers and operator.servers[-1]['state'] == 'active')
         # One that the world ends: a new episode begins where the recorder is told that it does.
         operator.call('mujoco_sim/set_pause', SetBool, data=True)
         assert operator.call('mujoco_sim/reset').success
@@ -269,6 +277,16 @@ def test_from_a_moving_arm_to_a_policy_that_the_server_takes(operator, tmp_path)
         operator.call('mujoco_sim/set_pause', SetBool, data=False)
         operator.wait(lambda: operator.status['episodes'] == 2)
         assert not operator.stop().success  # it has ended already
+        assert recorder.stop() == 0
+        operator.call('mujoco_sim/set_pause', SetBool, data=True)
+        pretrain = [sys.executable, '-m', 'dipod_ros.cli', 'pretrain', str(out)]
+        pretrain += ['--out', str(tmp_path / 'clone')]
+        subprocess.run([*pretrain, '--steps', '5', '--width', '16', '--depth', '2'], check=True)
+        operator.call('mujoco_sim/set_pause', SetBool, data=False)
+        request = [Parameter('checkpoint', value='clone').to_parameter_msg()]
+        answer = operator.call('policy_server/set_parameters', SetParameters, parameters=request)
+        assert answer.results[0].successful, answer.results[0].reason
+        operator.wait(lambda: operator.servers[-1]['active']['name'] == 'clone')
     finally:
         for end in reversed(ends):
             end()
@@ -279,23 +297,6 @@ def test_from_a_moving_arm_to_a_policy_that_the_server_takes(operator, tmp_path)
     position, command = data.observations[:, :7], data.observations[:, 7:14]
     assert 1e-4 < np.abs(command - position).max() < 0.3
     assert np.abs(data.actions).max() > 1e-3
-
-    clone = tmp_path / 'clone'
-    command = [sys.executable, '-m', 'dipod_ros.cli', 'pretrain', str(out), '--out', str(clone)]
-    subprocess.run([*command, '--steps', '5', '--width', '16', '--depth', '2'], check=True)
-    server = Server(tmp_path, limits, robot='arm7', checkpoint='clone', autostart=True)
-    statuses = []
-    try:
-        operator.create_subscription(
-            String,
-            'policy_server/status',
-            lambda m: operator._add(statuses, json.loads(m.data)),
-            qos.LATCHED,
-        )
-        operator.wait(lambda: statuses and statuses[-1]['state'] == 'active')
-        assert statuses[-1]['active']['task'] == 'reach'
-    finally:
-        server.stop()
 
 
 def test_episodes_are_kept_discarded_and_added_to(operator, recorder, tmp_path):
@@ -381,9 +382,7 @@ def test_a_motion_beyond_the_limits_is_refused(operator, recorder):
 def test_other_joints_are_told_of(operator, recorder):
     operator.play_arm()
     recorder(joints=['x', 'y'])
-    operator.wait(
-        lambda: any('name other joints' in p for p in operator.status.get('problems', []))
-    )
+    operator.wait(lambda: 'name other joints' in str(operator.status.get('problems')))
     answer = operator.start()
     assert not answer.success and "name other joints: ['a', 'b']" in answer.message
 
@@ -391,15 +390,8 @@ def test_other_joints_are_told_of(operator, recorder):
 @pytest.mark.parametrize(
     ('wrong', 'reason'),
     [
-        ({'policy': ''}, 'parameter policy is empty'),
-        ({'policy': 'nowhere.yaml'}, 'cannot read nowhere.yaml'),
-        ({'policy': 'nowhere'}, "no checkpoint 'nowhere'"),
-        ({'policy': 'reach_student'}, 'the checkpoint is for joints'),
         ({'output': '/proc/demos.safetensors'}, 'cannot write /proc/demos.safetensors'),
-        ({'limits.velocity': None}, 'gives no limits.velocity'),
-        ({'command_source': 'joint_state'}, 'say where it is heard'),
         ({'command_source': 'guess'}, 'command_source must be one of'),
-        ({'max_episode_s': 0.0}, 'max_episode_s must be within'),
         ({'output': 'other'}, 'has another task: other, not swing'),
     ],
     ids=str,
