@@ -16,6 +16,7 @@ import numpy as np
 from dipod_ros.errors import UserError
 from dipod_ros.learning.command_curve import CommandCurve
 from dipod_ros.learning.windows import Refused, WindowConfig, Windows, cut, resample
+from dipod_ros.serving.forecast import TrackingLag
 from dipod_ros.serving.observation import (
     SAME_STAMP_NS,
     ObservationBuffer,
@@ -58,6 +59,8 @@ class Episode:
     windows: Windows
     seconds: float  # from the first decision to the end of what is known
     images: Mapping[str, np.ndarray] = field(default_factory=dict)  # uint8 [M, H, W, C]
+    # How far each joint [A] followed behind what was commanded; empty where nobody commanded.
+    lag_s: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
 class EpisodeRecording:
@@ -184,7 +187,11 @@ class EpisodeRecording:
             for stream, _ in spec.images
         }
         seconds = float(ticks[cut_out.ticks[-1]] - ticks[cut_out.ticks[0]]) + spec.horizon * dt
-        return Episode(observations, cut_out.actions.astype(np.float32), cut_out, seconds, images)
+        lag_s = np.zeros(0)
+        if self._curve is not None:
+            lag_s = _lag_s(resample(times, positions, ticks), resample(*carrier, ticks, hold_s), dt)
+        actions = cut_out.actions.astype(np.float32)
+        return Episode(observations, actions, cut_out, seconds, images, lag_s)
 
     def _tick_ns(self, tick: int) -> int:
         return self._times[0] + tick * self._period_ns
@@ -247,6 +254,16 @@ class EpisodeRecording:
             elif stream.source == 'joint_velocity':
                 velocities = np.array(self._velocities[:count])
                 observations[:, place] = resample(times, velocities, ticks)
+
+
+def _lag_s(measured: np.ndarray, commanded: np.ndarray, dt: float) -> np.ndarray:
+    """Return how far in time [A] the arm follows, from positions [T, A] (rad) at the ticks."""
+    lag = TrackingLag(measured.shape[1], dt)
+    for error, velocity in zip(
+        measured - commanded, np.gradient(commanded, dt, axis=0), strict=True
+    ):
+        lag.observe(error, velocity)
+    return lag.seconds
 
 
 def sample_ns(sample: Sample) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 
+import numpy as np
 from rclpy.node import Node
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
@@ -200,6 +201,7 @@ class Recorder(Node):
                 'clip_rad': round(w.clip_rad, 6),
                 'clipped_share': round(w.clipped_share, 4),
                 'over': w.over,
+                'lag_s': np.round(episode.lag_s, 4).tolist(),
             }
             self._file.add(episode, success)
             kept = True

@@ -93,6 +93,7 @@ def test_commands_of_somebody_else_are_the_commands():
     episode = Arm(curve=curve).run(3.0).recording.finish()
     t = episode.windows.ticks * PERIOD_S
     np.testing.assert_allclose(columns(episode)[2], motion(t + PERIOD_S / 2 + 0.1), atol=1e-3)
+    np.testing.assert_allclose(episode.lag_s, 0.1, atol=0.01)
     np.testing.assert_allclose(columns(episode)[0], motion(t), atol=1e-6)
 
 
