@@ -37,6 +37,11 @@ class DemonstrationFile:
         if self.path.exists():
             self._before = Demonstrations.load(self.path)
             self._check_same(self._before.spec)
+            if self._before.privileged:
+                raise UserError(
+                    f'{self.path} was made in simulation and holds what a robot does not know '
+                    f'({", ".join(self._before.privileged)}); choose another output'
+                )
 
     @property
     def session_episodes(self) -> int:

@@ -87,6 +87,16 @@ def test_a_file_of_something_else_is_left_alone(tmp_path, changes, name):
     assert path.read_bytes() == before
 
 
+def test_a_file_that_knows_more_than_a_robot_is_left_alone(tmp_path):
+    path = tmp_path / 'demos'
+    DemonstrationFile(path, SPEC).add(episode(3), True)
+    known = {'goal': np.zeros((3, 2), np.float32)}
+    replace(Demonstrations.load(path), privileged=known).save(path)
+    with pytest.raises(UserError, match=r'does not know \(goal\); choose another output'):
+        DemonstrationFile(path, SPEC)
+    assert Demonstrations.load(path).successful().privileged['goal'].shape == (3, 2)
+
+
 def test_a_file_that_is_no_dataset_is_left_alone(tmp_path):
     path = tmp_path / 'notes'
     path.write_text('mine')
