@@ -3,6 +3,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,20 @@ def test_eval_films_where_there_is_gl_and_says_so_where_not(at, capsys):
         assert Path('film.mp4').stat().st_size > 1000
     else:
         assert 'OpenGL' in capsys.readouterr().err and not Path('film.mp4').exists()
+
+
+def test_pretrain_can_leave_out_what_failed(at):
+    from dipod_ros.learning.dataset import Demonstrations
+
+    data = Demonstrations.load('runs/demos/reach.safetensors')
+    half = np.arange(len(data.success)) % 2 == 0
+    replace(data, success=half).save('half.safetensors')
+    words = ('--steps', 2, '--width', 8, '--depth', 2, '--only-success')
+    assert run('pretrain', 'half.safetensors', '--out', 'chosen', *words) == 0
+    lineage = ckpt.load('chosen').manifest.lineage
+    assert (lineage['episodes'], lineage['demonstrator_success']) == (int(half.sum()), 1.0)
+    replace(data, success=half & False).save('none.safetensors')
+    assert run('pretrain', 'none.safetensors', '--out', 'x', *words) == 2
 
 
 def test_finetune_learns_keeps_its_run_and_goes_on_with_it(at):

@@ -21,10 +21,11 @@ from harness import Server, make_context  # noqa: E402
 from rcl_interfaces.srv import SetParameters  # noqa: E402
 from rclpy.node import Node  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
-from sensor_msgs.msg import JointState  # noqa: E402
+from sensor_msgs.msg import Image, JointState  # noqa: E402
 from sim_harness import Simulator  # noqa: E402
 from std_msgs.msg import Float64MultiArray, String  # noqa: E402
 from std_srvs.srv import SetBool, Trigger  # noqa: E402
+from trajectory_msgs.msg import JointTrajectory  # noqa: E402
 
 from dipod_ros.learning.dataset import Demonstrations  # noqa: E402
 from dipod_ros.policy.limits import JointLimits  # noqa: E402
@@ -109,12 +110,20 @@ class Operator(Node):
         )
         self._joint_states = self.create_publisher(JointState, 'joint_states', qos.STATE)
         self._goal = self.create_publisher(PointStamped, 'goal', qos.STATE)
-        self._commands = self.create_publisher(Float64MultiArray, 'hand/commands', qos.STREAM)
+        self._commanders = {
+            'commands': self.create_publisher(Float64MultiArray, 'hand/commands', qos.STREAM),
+            'trajectory': self.create_publisher(
+                JointTrajectory, 'hand/joint_trajectory', qos.STREAM
+            ),
+            'joint_state': self.create_publisher(JointState, 'leader/joint_states', qos.STATE),
+        }
+        self._camera = self.create_publisher(Image, 'front/image_raw', qos.STATE)
+        self._trajectories = messages.TrajectoryWriter(JOINTS, 0.02)
         self._writer = messages.JointStateWriter(JOINTS)
         self._stopping = threading.Event()
         self._threads = [threading.Thread(target=self._spin, daemon=True)]
         self._threads[0].start()
-        self.swing, self.mute, self.commanding = 0.0, False, False  # what the toy arm does
+        self.swing, self.mute, self.commanding, self.filming = 0.0, False, '', False
 
     def play_arm(self):
         """Publish joint states of an arm at 50 Hz from now on, moving while `swing` is above 0."""
@@ -179,12 +188,22 @@ class Operator(Node):
             position = np.array([0.4 * np.sin(phase), 0.3 * np.sin(0.7 * phase)])
             self._goal.publish(messages.point_msg(stamp, np.array([1.0, 2.0, 3.0])))
             if self.commanding:
-                self._commands.publish(messages.commands_msg(position + 0.1))
+                self._command(stamp, position + 0.1)
+            if self.filming:
+                self._camera.publish(_picture(stamp))
             if not self.mute:
                 self._joint_states.publish(self._writer.message(stamp, position))
             stamp += 20_000_000
             due += 0.02
             time.sleep(max(0.0, due - time.monotonic()))
+
+    def _command(self, stamp, position):
+        msg = {
+            'commands': lambda: messages.commands_msg(position),
+            'trajectory': lambda: self._trajectories.message(0, position[None], np.zeros((1, 2))),
+            'joint_state': lambda: self._writer.message(stamp, position),
+        }[self.commanding]()
+        self._commanders[self.commanding].publish(msg)
 
     def _spin(self):
         executor = runtime.make_executor(self.context)
@@ -193,6 +212,14 @@ class Operator(Node):
             runtime.spin_slice(executor)
         executor.remove_node(self)
         executor.shutdown()
+
+
+def _picture(stamp_ns):
+    # Its grey is the time since the arm began to play, in periods of 20 ms.
+    grey = (stamp_ns // 20_000_000) % 200
+    msg = Image(height=24, width=32, encoding='rgb8', step=96, data=bytes([grey]) * (96 * 24))
+    msg.header.stamp = messages.time_msg(stamp_ns)
+    return msg
 
 
 @pytest.fixture
@@ -354,18 +381,50 @@ def test_what_falls_silent_spoils_the_episode_and_says_so(operator, recorder, tm
     assert operator.record(1.0).success
 
 
-def test_commands_are_recorded_where_they_are_the_source(operator, recorder, tmp_path):
+@pytest.mark.parametrize(
+    ('source', 'topic'),
+    [
+        ('commands', 'hand/commands'),
+        ('trajectory', 'hand/joint_trajectory'),
+        ('joint_state', 'leader/joint_states'),
+    ],
+)
+def test_commands_are_recorded_where_they_are_the_source(
+    operator, recorder, tmp_path, source, topic
+):
     operator.play_arm()
-    recorder(command_source='commands', controller='hand')
+    leader = {'command_topic': topic} if source == 'joint_state' else {}
+    # Without stamps it is their arrival that counts, and a busy machine is late: more is clipped.
+    recorder(command_source=source, controller='hand', clip_rad=0.3, **leader)
     operator.wait_status(state='waiting')
     answer = operator.start()
-    assert not answer.success and 'nothing received on hand/commands' in answer.message
-    operator.commanding = True
+    assert not answer.success and f'nothing received on {topic}' in answer.message
+    operator.commanding = source
     operator.wait_status(state='ready')
     assert operator.record(2.0).success
     data = Demonstrations.load(tmp_path / 'demos.safetensors')
     apart = data.observations[:, 2:4] - data.observations[:, :2]
     np.testing.assert_allclose(apart.mean(axis=0), 0.1, atol=0.05)
+
+
+def test_pictures_are_recorded_as_the_policy_will_see_them(operator, recorder, tmp_path):
+    pytest.importorskip('cv2')
+    seeing = tmp_path / 'seeing.yaml'
+    eye = '- {name: eye, source: image, topic: front/image_raw, image: {width: 16, height: 16}}\n'
+    seeing.write_text(SPEC + eye)
+    operator.play_arm()
+    recorder(policy=str(seeing), stride=2)
+    operator.wait(lambda: 'nothing received on front/image_raw' in str(operator.status))
+    operator.filming = True
+    operator.wait_status(state='ready')
+    assert operator.record(1.5).success
+    data = Demonstrations.load(tmp_path / 'demos.safetensors')
+    shown = data.images['eye']
+    assert shown.shape == (len(data.actions), 16, 16, 3)
+    assert (shown == shown[:, :1, :1, :1]).all()
+    # A decision every 80 ms, a picture every 20 ms: as new as it was then, give or take one.
+    steps = np.diff(shown[:, 0, 0, 0].astype(int)) % 200
+    assert steps.mean() == pytest.approx(4, abs=0.3)
 
 
 def test_a_motion_beyond_the_limits_is_refused(operator, recorder):
