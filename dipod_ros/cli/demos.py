@@ -8,8 +8,6 @@ import argparse
 from dipod_ros.cli.output import add_json_argument, write_json
 
 HELP = 'record scripted demonstrations of a task'
-# Episodes simulated at a time; each finished batch is a step of the progress bar.
-BATCH = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,41 +24,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Record and save; prints how often the demonstrator succeeded."""
-    import numpy as np
     from tqdm import tqdm
 
     from dipod_ros.errors import UserError
-    from dipod_ros.learning.dataset import Demonstrations, require_space
     from dipod_ros.learning.evaluate import wilson_interval
-    from dipod_ros.learning.task_spec import spec_for
-    from dipod_ros.sim.demonstrations import collect
-    from dipod_ros.sim.vector_env import ChunkVectorEnv
+    from dipod_ros.learning.scripted import record
 
     if args.episodes < 1:
         raise UserError(f'--episodes must be at least 1, got {args.episodes}')
     out = args.out or f'runs/demos/{args.task}.safetensors'
-    env = ChunkVectorEnv(args.task, 1, args.robot, seed=args.seed)
-    spec = spec_for(env)
-    require_space(spec, args.episodes * max(1, env.task.decisions))
-    parts, offset = [], 0
     with tqdm(total=args.episodes, unit='episode', desc='demonstrating') as bar:
-        while offset < args.episodes:
-            count = min(BATCH, args.episodes - offset)
-            batch_seed = int(np.random.default_rng([args.seed, offset]).integers(2**31))
-            part = collect(args.task, count, seed=batch_seed, robot=args.robot)
-            parts.append((part, offset))
-            offset += count
-            bar.update(count)
-    demonstrations = Demonstrations(
-        spec=spec,
-        observations=np.concatenate([p.observations for p, _ in parts]).astype(np.float32),
-        actions=np.concatenate([p.actions for p, _ in parts]).astype(np.float32),
-        episodes=np.concatenate([p.episodes + start for p, start in parts]),
-        success=np.concatenate([p.success for p, _ in parts]),
-        seed=args.seed,
-        images=_joined([p.images for p, _ in parts]),
-        privileged=_joined([p.privileged for p, _ in parts]),
-    )
+        demonstrations = record(args.task, args.episodes, args.seed, args.robot, bar.update)
     demonstrations.save(out)
     successes = int(demonstrations.success.sum())
     low, high = wilson_interval(successes, args.episodes)
@@ -83,9 +57,3 @@ def run(args: argparse.Namespace) -> int:
             },
         )
     return 0
-
-
-def _joined(parts):
-    import numpy as np
-
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

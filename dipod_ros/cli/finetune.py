@@ -41,6 +41,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='UPDATES',
         help='self-distillation between updates (Algorithm 1); 0 is none',
     )
+    parser.add_argument(
+        '--demos',
+        metavar='PATH',
+        help='demonstrations, a file or a folder of them, that every gradient step imitates as well',
+    )
+    parser.add_argument(
+        '--demo-weight',
+        type=float,
+        default=0.1,
+        help='of their flow-matching loss, x RMS of the advantage; with --demos (%(default)s)',
+    )
+    parser.add_argument(
+        '--demo-decay', type=float, default=1.0, help='of that, per update (default %(default)s)'
+    )
     parser.add_argument('--gap-every', type=int, default=10, help='default %(default)s')
     parser.add_argument(
         '--student',
@@ -65,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     from dipod_ros.learning.algorithms.self_distillation import InterleavedConfig
     from dipod_ros.learning.evaluate import evaluate_policy
     from dipod_ros.learning.fresh_student import FreshConfig
+    from dipod_ros.learning.imitation import ImitationConfig
     from dipod_ros.learning.learner import LearnerConfig
     from dipod_ros.learning.rollout import collect_episodes
     from dipod_ros.learning.run import RunConfig, TrainingRun, read_metrics
@@ -89,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
             trust_region=args.trust_region,
             learning_rate=args.learning_rate,
         ),
+        imitation=ImitationConfig(args.demo_weight, args.demo_decay) if args.demos else None,
         gap_every=args.gap_every,
         seed=args.seed,
     )
@@ -96,7 +112,11 @@ def run(args: argparse.Namespace) -> int:
     training = TrainingRun(
         Path(args.run_dir),
         initial,
-        RunConfig(learner=config, fresh=FreshConfig() if args.student == 'fresh' else None),
+        RunConfig(
+            learner=config,
+            fresh=FreshConfig() if args.student == 'fresh' else None,
+            demonstrations=Path(args.demos) if args.demos else None,
+        ),
     )
     spec, learner = training.initial.spec, training.learner
     env = ChunkVectorEnv(spec.task, args.episodes, spec.robot, seed=args.seed, autoreset=False)

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -29,8 +29,10 @@ from dipod_ros.learning.algorithms.base import (
 )
 from dipod_ros.learning.algorithms.dipod import DipodConfig
 from dipod_ros.learning.critic import CriticConfig, CriticTrainer
+from dipod_ros.learning.dataset import Demonstrations
 from dipod_ros.learning.drift.report import executed_gap
 from dipod_ros.learning.health import HealthConfig, check_health, elbo_gap_nats
+from dipod_ros.learning.imitation import Imitation, ImitationConfig
 from dipod_ros.learning.rollout import Rollout
 from dipod_ros.learning.seeding import torch_rng
 from dipod_ros.learning.state_io import (
@@ -61,6 +63,8 @@ class LearnerConfig:
     algorithm: UpdateConfig = field(default_factory=DipodConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
+    # Demonstrations, and own successes, that every gradient step imitates; None is none.
+    imitation: ImitationConfig | None = None
     # The first updates fit the critic alone: an untrained baseline makes the first steps noise.
     critic_warmup_updates: int = 1
     # Versions whose decisions are still used; the prototype learned clearly slower at lag 8.
@@ -72,8 +76,17 @@ class LearnerConfig:
 class Learner:
     """Improves a flow policy from rollouts; see `update`."""
 
-    def __init__(self, policy: FlowPolicy, config: LearnerConfig) -> None:
-        """Start from `policy`, which is copied; `config.seed` decides everything random."""
+    def __init__(
+        self,
+        policy: FlowPolicy,
+        config: LearnerConfig,
+        demonstrations: Sequence[Demonstrations] = (),
+    ) -> None:
+        """Start from `policy`, which is copied; `config.seed` decides everything random.
+
+        `demonstrations` are what `config.imitation` is about. Raises UserError when they do not fit
+        the policy, or there is nothing to imitate.
+        """
         torch.manual_seed(config.seed)
         self.config = config
         self.algorithm = config.algorithm.build()
@@ -83,6 +96,9 @@ class Learner:
         self.optimizer = torch.optim.Adam(
             self.algorithm.parameters(self.policy), lr=self.algorithm.config.learning_rate
         )
+        self.imitation: Imitation | None = None
+        if config.imitation is not None:
+            self.imitation = Imitation(self.policy, config.imitation, demonstrations)
         self.version = 0
         self.updates = 0
         self.control_steps = 0
@@ -129,6 +145,8 @@ class Learner:
             self.policy, rollout, returns, torch_rng(config.seed, 'critic', update)
         )
         self.gradient_s += time.process_time() - begun_s
+        if self.imitation is not None:
+            self.imitation.watch(self.policy, rollout)
         batch = self._batch(rollout, advantages)
         observations = batch.observations
         before = self._snapshot()
@@ -156,6 +174,7 @@ class Learner:
                     batch,
                     torch_rng(config.seed, 'minibatch', update),
                     stop,
+                    self.imitation and self.imitation.term(update, config.seed),
                 )
             except UpdateStopped:
                 self._restore(begun)
@@ -288,6 +307,7 @@ class Learner:
             | pack_optimizer('policy_adam', self.optimizer)
             | pack_optimizer('critic_adam', self.critic.optimizer)
             | self.critic.memory()
+            | ({} if self.imitation is None else self.imitation.memory())
         )
 
     def _restore(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -296,6 +316,8 @@ class Learner:
         unpack_optimizer('policy_adam', self.optimizer, tensors)
         unpack_optimizer('critic_adam', self.critic.optimizer, tensors)
         self.critic.set_memory(tensors)
+        if self.imitation is not None:
+            self.imitation.set_memory(tensors)
 
     def _remember(self) -> None:
         self._recent[self.version] = self.policy.clone()

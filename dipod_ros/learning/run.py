@@ -27,6 +27,7 @@ from dipod_ros.errors import UserError
 from dipod_ros.learning import parallel
 from dipod_ros.learning.distill import DistillConfig, distill
 from dipod_ros.learning.fresh_student import FreshConfig, FreshStudent
+from dipod_ros.learning.imitation import load_demonstrations
 from dipod_ros.learning.learner import Learner, LearnerConfig
 from dipod_ros.learning.rollout import Rollout
 from dipod_ros.policy import checkpoint as ckpt
@@ -44,6 +45,8 @@ class RunConfig:
     distill: DistillConfig = field(default_factory=DistillConfig)
     # Keeps a student beside the flow, so that each checkpoint has one; None is no such student.
     fresh: FreshConfig | None = None
+    # A file or folder of demonstrations, for `learner.imitation`.
+    demonstrations: Path | None = None
     keep_checkpoints: int = 20  # the newest ones, and as many fresh students; 0 keeps all
     tensorboard: bool = True
 
@@ -67,7 +70,8 @@ class TrainingRun:
                 '(a student is no longer a bound of its likelihood); give its teacher'
             )
         self.initial = checkpoint.manifest
-        self.learner = Learner(FlowPolicy.from_checkpoint(checkpoint), config.learner)
+        shown = load_demonstrations(config.demonstrations) if config.demonstrations else []
+        self.learner = Learner(FlowPolicy.from_checkpoint(checkpoint), config.learner, shown)
         if self.learner.policy.no_checkpoint:
             # Before anything is learned that could not be kept.
             raise UserError(self.learner.policy.no_checkpoint)

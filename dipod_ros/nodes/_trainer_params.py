@@ -51,6 +51,13 @@ class TrainerParams:
     precision: str = param(
         'float32', 'of the matrix products of an update', choices=('float32', 'bfloat16')
     )
+    demonstrations: str = param(
+        '', 'file or folder of demonstrations that every gradient step imitates as well'
+    )
+    demo_weight: float = param(
+        0.1, 'of their flow-matching loss, x RMS of the advantage; with demonstrations', low=0.0
+    )
+    demo_decay: float = param(1.0, 'of demo_weight, per update', low=0.0, high=1.0)
     critic_warmup_updates: int = param(1, 'first updates that fit the critic alone', low=0)
     max_lag: int = param(2, 'policy versions after which a decision is stale', low=0)
     gap_every: int = param(10, 'updates between ELBO gap estimates; 0 is never', low=0)
@@ -88,6 +95,7 @@ def open_run(p: TrainerParams) -> TrainingRun:
     from dipod_ros.learning.critic import CriticConfig
     from dipod_ros.learning.distill import DistillConfig
     from dipod_ros.learning.fresh_student import FreshConfig
+    from dipod_ros.learning.imitation import ImitationConfig
     from dipod_ros.learning.learner import LearnerConfig
     from dipod_ros.learning.run import RunConfig, TrainingRun
 
@@ -113,6 +121,9 @@ def open_run(p: TrainerParams) -> TrainingRun:
                     learning_rate=p.learning_rate,
                 ),
                 critic=CriticConfig(),
+                imitation=ImitationConfig(p.demo_weight, p.demo_decay)
+                if p.demonstrations
+                else None,
                 critic_warmup_updates=p.critic_warmup_updates,
                 max_lag=p.max_lag,
                 gap_every=p.gap_every,
@@ -122,6 +133,7 @@ def open_run(p: TrainerParams) -> TrainingRun:
             fresh=FreshConfig(steps=p.student_steps, train_steps=p.student_fresh_steps)
             if p.student == 'fresh'
             else None,
+            demonstrations=Path(p.demonstrations) if p.demonstrations else None,
             tensorboard=p.tensorboard,
         ),
     )
