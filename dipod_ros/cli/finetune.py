@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--demos',
         metavar='PATH',
-        help='demonstrations, a file or a folder of them, that every gradient step imitates as well',
+        help='demonstrations (a file, or a folder of them) that every gradient step imitates',
     )
     parser.add_argument(
         '--demo-weight',

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from dipod_ros.errors import UserError
+from dipod_ros.learning.critic import CriticConfig
 from dipod_ros.learning.experiment_result import (
     SCHEMA,
     collapsed,
@@ -37,8 +38,9 @@ from dipod_ros.learning.experiment_result import (
     write_json,
 )
 from dipod_ros.learning.experiment_score import exact_gap, fitted_gap, measure
-from dipod_ros.learning.experiment_start import make_worlds, start_policy
+from dipod_ros.learning.experiment_start import make_worlds, start_demonstrations, start_policy
 from dipod_ros.learning.health import HealthConfig
+from dipod_ros.learning.imitation import ImitationConfig
 from dipod_ros.learning.learner import Learner, LearnerConfig
 from dipod_ros.learning.rollout import Rollout, collect_episodes
 from dipod_ros.learning.seeding import numpy_rng
@@ -141,15 +143,19 @@ class Training:
         start, self.start_sha256 = start_policy(job, run_dir)
         # A method that adapts to the gap measures it itself, as part of learning.
         self._gap_inside = getattr(config, 'gap_target', 0) > 0
+        imitated = self.method.imitation
         self.learner = Learner(
             start,
             LearnerConfig(
                 algorithm=config,
+                critic=CriticConfig(**self.method.critic),
+                imitation=None if imitated is None else ImitationConfig(**imitated),
                 health=ALARM if self.method.guarded else NO_ALARM,
                 max_lag=self.regime.lag + self.regime.window - 1,
                 gap_every=ADAPT_EVERY if self._gap_inside else 0,
                 seed=job.seed,
             ),
+            [] if imitated is None else [start_demonstrations(job.task)],
         )
         self.settings = settings_of(job, self.start_sha256)
         self.curve: list[dict[str, float]] = []

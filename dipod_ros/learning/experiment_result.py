@@ -33,7 +33,7 @@ def settings_of(job: Job, start_sha256: str) -> dict[str, Any]:
     settings = {
         'method': asdict(METHODS[job.method]),
         'config': asdict(update_config(job)),
-        'critic': asdict(CriticConfig()),
+        'critic': asdict(CriticConfig(**METHODS[job.method].critic)),
         'task': asdict(TASKS[job.task]),
         'regime': asdict(REGIMES[job.regime]),
         'start_sha256': start_sha256,

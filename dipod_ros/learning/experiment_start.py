@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from dipod_ros.errors import UserError
+from dipod_ros.learning.dataset import Demonstrations
+from dipod_ros.learning.recording import record
 from dipod_ros.learning.rollout import collect_episodes
 from dipod_ros.learning.seeding import numpy_rng
 from dipod_ros.learning.state_io import load_state, pack_module, save_state, unpack_module
@@ -25,6 +27,8 @@ from dipod_ros.sim.vector_env import ChunkVectorEnv
 # All seeds of a benchmark begin with the same policy; this one decides it.
 START_SEED = 0
 STARTS = Path('runs/starts')
+# As many as the shipped models were cloned from (`dipod models`).
+DEMONSTRATIONS = 300
 
 
 def make_worlds(job: Job, count: int, seed: int) -> Any:
@@ -60,6 +64,22 @@ def start_folder(task: str, say: Callable[[str], None] | None = None) -> Path:
         raise UserError(f'there is no start for task {task} in this installation') from error
     with _locked(STARTS / f'.{task}.lock'):
         return Path(make_start(task, STARTS / task, seed=START_SEED, say=say))
+
+
+def start_demonstrations(task: str) -> Demonstrations:
+    """Return the demonstrations that the start of a task was cloned from.
+
+    Those of a shipped start are recorded again, by the commands on its card: the same seed gives
+    the same data.
+    """
+    if task not in task_names():
+        # Made with the start, and beside it.
+        return Demonstrations.load(start_folder(task).parent / 'demonstrations.safetensors')
+    file = STARTS / 'demonstrations' / f'{task}.safetensors'
+    with _locked(file.with_suffix('.lock')):
+        if not file.is_file():
+            record(task, DEMONSTRATIONS, START_SEED).save(file)
+    return Demonstrations.load(file)
 
 
 def start_policy(job: Job, run_dir: Path) -> tuple[FlowPolicy, str]:

@@ -130,6 +130,9 @@ class Method:
     # With the learner's collapse alarm: roll back, then half the learning rate and half the epochs.
     guarded: bool = False
     sampler: SamplerSpec | None = None  # instead of the one of the checkpoint
+    # Of an ImitationConfig, with the demonstrations that the start was cloned from; None is none.
+    imitation: dict[str, Any] | None = None
+    critic: dict[str, Any] = field(default_factory=dict)  # of a CriticConfig
     # Whether steps of a sampler make the actions, so that other numbers of them mean something.
     flow: bool = True
 

@@ -128,6 +128,19 @@ def test_finetune_learns_keeps_its_run_and_goes_on_with_it(at):
     assert [row['updates'] for row in told['curve']] == list(range(1, len(steps) + 1))
 
 
+def test_finetune_keeps_demonstrations_in_the_batch(at):
+    words = ('--episodes', 4, '--epochs', 1, '--gap-every', 0, '--eval-episodes', 4)
+    words += ('--control-steps', 400, '--student', 'off', '--demo-weight', 0.5, '--demo-decay', 0.9)
+    for name, path in (('file', 'runs/demos/reach.safetensors'), ('folder', 'runs/demos')):
+        told = f'{name}.json'
+        where = ('--run-dir', f'ft_{name}', '--demos', path, '--json', told)
+        assert run('finetune', 'flow', *where, *words) == 0
+        rows = json.loads(Path(told).read_text())['curve']
+        # The first update fits the critic alone; then the demonstrations are learned from.
+        assert 'demo_loss' not in rows[0]
+        assert all(row['demo_loss'] > 0 for row in rows[1:]) and len(rows) > 1
+
+
 def test_inspect_shows_joints_limits_and_lineage(at, capsys):
     assert run('inspect', 'student', '--json', 'i.json') == 0
     text = capsys.readouterr().out
@@ -174,6 +187,15 @@ def test_inspect_shows_joints_limits_and_lineage(at, capsys):
         (('eval', 'flow', '--task', 'rail_push'), 'do not fit task rail_push'),
         (('finetune', 'student', '--run-dir', 'x'), 'give its teacher'),
         (('finetune', 'flow', '--run-dir', '/proc/x'), 'cannot write run_dir'),
+        (
+            ('finetune', 'flow', '--run-dir', 'x', '--demos', 'nowhere'),
+            'make them with `dipod demos`',
+        ),
+        (('finetune', 'flow', '--run-dir', 'x', '--demos', 'flow/..'), 'no *.safetensors file in'),
+        (
+            ('finetune', 'flow', '--run-dir', 'x', '--demos', 'runs/demos', '--demo-weight', -1),
+            'demo_weight must not be negative',
+        ),
         (('inspect', 'runs'), 'it has no manifest.yaml'),
         (('models', 'juggle'), "no recipe for ['juggle']"),
         (('demo', '--task', 'juggle'), "no checkpoint 'juggle_flow'"),
