@@ -150,6 +150,7 @@ class Training:
                 algorithm=config,
                 critic=CriticConfig(**self.method.critic),
                 imitation=None if imitated is None else ImitationConfig(**imitated),
+                critic_warmup_updates=self.method.critic_warmup_updates,
                 health=ALARM if self.method.guarded else NO_ALARM,
                 max_lag=self.regime.lag + self.regime.window - 1,
                 gap_every=ADAPT_EVERY if self._gap_inside else 0,

@@ -106,6 +106,10 @@ REGIMES = {
     'scratch': Regime(
         'random weights; with a sparse reward nothing can be expected', start='scratch'
     ),
+    # An update of 64 episodes takes 2500 steps: it does not begin after these, so as to end in time.
+    'arm_20k': Regime(
+        'learning ends within 20 000 control steps', control_steps=17_500, gap_every=100, effort=0.5
+    ),
     'quick': Regime('20 000 control steps', control_steps=20_000),
     'smoke': Regime(
         'two small updates: shows that it works, not what it does',
@@ -133,6 +137,7 @@ class Method:
     # Of an ImitationConfig, with the demonstrations that the start was cloned from; None is none.
     imitation: dict[str, Any] | None = None
     critic: dict[str, Any] = field(default_factory=dict)  # of a CriticConfig
+    critic_warmup_updates: int = 1
     # Whether steps of a sampler make the actions, so that other numbers of them mean something.
     flow: bool = True
 

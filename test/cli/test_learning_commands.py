@@ -191,7 +191,7 @@ def test_inspect_shows_joints_limits_and_lineage(at, capsys):
             ('finetune', 'flow', '--run-dir', 'x', '--demos', 'nowhere'),
             'make them with `dipod demos`',
         ),
-        (('finetune', 'flow', '--run-dir', 'x', '--demos', 'flow/..'), 'no *.safetensors file in'),
+        (('finetune', 'flow', '--run-dir', 'x', '--demos', 'runs'), 'no *.safetensors file in'),
         (
             ('finetune', 'flow', '--run-dir', 'x', '--demos', 'runs/demos', '--demo-weight', -1),
             'demo_weight must not be negative',

@@ -41,19 +41,13 @@ class UpdateConfig:
     # Of the network's matrix products; weights, losses and optimiser stay float32. bfloat16 is
     # faster where the processor multiplies it natively.
     precision: str = 'float32'
-    # Learning rate of an update's last gradient step, as a share of the first; linear between.
-    # Below 1 an update ends with small steps, and the policy that acts has less of their noise.
-    final_rate: float = 1.0
-    # Decay per gradient step of a running average of the weights, which becomes the policy at the
-    # end of the update; 0 is none.
-    average: float = 0.0
+    # Decay per gradient step of a running average of the weights, which is the policy at the end of
+    # the update; 0 is none. The last of many large steps is noise that acts.
+    ema: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, low, high in (('final_rate', 0.0, 1.0), ('average', 0.0, 0.9999)):
-            if not low <= getattr(self, name) <= high:
-                raise UserError(
-                    f'{name} must be within {low:g} to {high:g}, got {getattr(self, name)}'
-                )
+        if not 0 <= self.ema < 1:
+            raise UserError(f'ema must be at least 0 and below 1, got {self.ema}')
         if self.precision not in PRECISIONS:
             raise UserError(f'precision {self.precision!r} is not one of {list(PRECISIONS)}')
         self.require_at_least_one('epochs', 'minibatches')
@@ -204,15 +198,14 @@ def run_epochs(
     batch = replace(batch, advantages=batch.advantages / scale)
     parameters = algorithm.parameters(policy)
     totals: dict[str, float] = {}
-    updates, planned = 0, config.epochs * min(config.minibatches, len(batch))
-    average = [p.detach().clone() for p in parameters] if config.average else []
+    updates = 0
+    average = [p.detach().clone() for p in parameters] if config.ema else []
     for _ in range(config.epochs):
         if stop():
             raise UpdateStopped
         order = torch.randperm(len(batch), generator=generator)
         for index in order.chunk(config.minibatches):
             algorithm.before_minibatch(batch, generator)
-            _set_rate(optimizer, config, updates / max(1, planned - 1))
             mine = parallel.share(index)
             part = len(mine) / len(index)
             optimizer.zero_grad()
@@ -235,17 +228,11 @@ def run_epochs(
             stats['gradient_norm'] = float(norm) / parallel.world_size()
             _add(totals, stats)
             updates += 1
-            for slow, fast in zip(average, parameters, strict=False):
-                slow.lerp_(fast.detach(), 1 - config.average)
-    for slow, fast in zip(average, parameters, strict=False):
+            for slow, fast in zip(average, parameters, strict=bool(average)):
+                slow.lerp_(fast.detach(), 1 - config.ema)
+    for slow, fast in zip(average, parameters, strict=bool(average)):
         fast.data.copy_(slow)
-    _set_rate(optimizer, config, 0.0)
     return {name: value / updates for name, value in parallel.sum_values(totals).items()}
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, config: UpdateConfig, done: float) -> None:
-    for group in optimizer.param_groups:
-        group['lr'] = config.learning_rate * (1 + (config.final_rate - 1) * done)
 
 
 def _add(totals: dict[str, float], values: dict[str, float]) -> None:
