@@ -146,6 +146,9 @@ def _interleaved(about: str, **settings: Any) -> Method:
     return Method(about, 'self_distillation', 'InterleavedConfig', settings)
 
 
+# Three times the usual rate; the average over the last 20 gradient steps acts.
+LARGE = {'learning_rate': 1e-3, 'ema': 0.95}
+
 METHODS = {
     'fpo++': Method('FPO++, per-sample ratio', settings={'beta': 0.0}),
     'dipod': Method('DiPOD, beta 0.03', settings={'beta': 0.03}),
@@ -179,6 +182,17 @@ METHODS = {
         'FPO++ on the SDE sampler, for which its loss is a bound',
         settings={'beta': 0.0},
         sampler=SamplerSpec('sde', 10),
+    ),
+    'dipod_0.1_demos': Method(
+        'DiPOD 0.1, demonstrations kept in the batch',
+        settings={'beta': 0.1},
+        imitation={'weight': 0.3},
+    ),
+    'dipod_0.1_ema': Method('DiPOD 0.1, large steps averaged', settings={'beta': 0.1, **LARGE}),
+    'dipod_0.1_ema_demos': Method(
+        'DiPOD 0.1, large steps averaged, demonstrations kept in the batch',
+        settings={'beta': 0.1, **LARGE},
+        imitation={'weight': 0.3},
     ),
     'sb3_ppo': Method(
         'PPO of Stable-Baselines3, from scratch; hopper and walker2d only',
@@ -259,6 +273,12 @@ SUITES = {
             'initial_distillation',
             'sde_rollouts',
         ),
+    ),
+    'arm_time': Suite(
+        'what 13 minutes of an arm are enough for',
+        ('pillar_reach',),
+        ('arm_20k',),
+        ('fpo++', 'dipod_0.1', 'dipod_0.1_ema', 'dipod_0.1_demos', 'dipod_0.1_ema_demos'),
     ),
     'external': Suite(
         'tasks that others made',
