@@ -106,7 +106,7 @@ REGIMES = {
     'scratch': Regime(
         'random weights; with a sparse reward nothing can be expected', start='scratch'
     ),
-    # An update of 64 episodes takes 2500 steps: it does not begin after these, so as to end in time.
+    # An update of 64 episodes takes 2500 steps: none begins after these, so as to end in time.
     'arm_20k': Regime(
         'learning ends within 20 000 control steps', control_steps=17_500, gap_every=100, effort=0.5
     ),
