@@ -10,7 +10,8 @@ import pytest
 torch = pytest.importorskip('torch')
 
 from dipod_ros.errors import UserError  # noqa: E402
-from dipod_ros.learning import experiment, suites  # noqa: E402
+from dipod_ros.learning import experiment, experiment_start, suites  # noqa: E402
+from dipod_ros.learning.dataset import Demonstrations  # noqa: E402
 from dipod_ros.learning.experiment import (  # noqa: E402
     Interrupted,
     Training,
@@ -26,6 +27,7 @@ from dipod_ros.learning.experiment_result import (  # noqa: E402
 from dipod_ros.learning.experiment_score import SWEEP, without_noise  # noqa: E402
 from dipod_ros.learning.experiment_start import make_worlds, start_policy  # noqa: E402
 from dipod_ros.learning.health import HealthConfig  # noqa: E402
+from dipod_ros.learning.recording import record  # noqa: E402
 from dipod_ros.learning.suites import Job, Regime  # noqa: E402
 from dipod_ros.policy.flow import load_policy  # noqa: E402
 from dipod_ros.policy.spec import SamplerSpec  # noqa: E402
@@ -301,3 +303,24 @@ def test_every_suite_can_be_run(name):
 def test_a_plan_says_what_is_allowed(change, says):
     with pytest.raises(UserError, match=says):
         suites.plan(**({'suites': ['main']} | change))
+
+
+def test_a_method_may_imitate_what_its_start_was_cloned_from(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment_start, 'STARTS', tmp_path / 'starts')
+    monkeypatch.setattr(experiment_start, 'DEMONSTRATIONS', 6)
+    job = Job('reach', 'dipod_0.1_demos', 0, 'smoke')
+    training = Training(job, tmp_path)
+    shown = Demonstrations.load(tmp_path / 'starts/demonstrations/reach.safetensors')
+    again = record('reach', 6, experiment_start.START_SEED)
+    np.testing.assert_array_equal(shown.actions, again.actions)
+    good = int(shown.success[shown.episodes].sum())
+    assert 0 < len(training.learner.imitation.shown[1]) == good
+    assert training.settings['method']['imitation'] == {'weight': 0.3}
+    while not training.finished:
+        training.step()
+    without = finish(Training(Job('reach', 'dipod_0.1', 0, 'smoke'), tmp_path))
+    assert without.learner.imitation is None
+    pairs = zip(
+        training.learner.policy.parameters(), without.learner.policy.parameters(), strict=True
+    )
+    assert any(not torch.equal(a, b) for a, b in pairs)
