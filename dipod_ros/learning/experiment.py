@@ -156,7 +156,7 @@ class Training:
                 gap_every=ADAPT_EVERY if self._gap_inside else 0,
                 seed=job.seed,
             ),
-            [] if imitated is None else [start_demonstrations(job.task)],
+            [start_demonstrations(job.task)] if self.method.demonstrations else [],
         )
         self.settings = settings_of(job, self.start_sha256)
         self.curve: list[dict[str, float]] = []

@@ -103,6 +103,13 @@ REGIMES = {
     'sparse': Regime(
         'tighter tolerance: succeeds one time in ten at the start', tight=True, effort=0.5
     ),
+    'sparse_128': Regime(
+        'as sparse, with 128 episodes per update and 10 epochs',
+        tight=True,
+        episodes=128,
+        epochs=10,
+        effort=0.5,
+    ),
     'scratch': Regime(
         'random weights; with a sparse reward nothing can be expected', start='scratch'
     ),
@@ -134,8 +141,8 @@ class Method:
     # With the learner's collapse alarm: roll back, then half the learning rate and half the epochs.
     guarded: bool = False
     sampler: SamplerSpec | None = None  # instead of the one of the checkpoint
-    # Of an ImitationConfig, with the demonstrations that the start was cloned from; None is none.
-    imitation: dict[str, Any] | None = None
+    imitation: dict[str, Any] | None = None  # of an ImitationConfig; None is none
+    demonstrations: bool = False  # whether those that the start was cloned from are imitated
     critic: dict[str, Any] = field(default_factory=dict)  # of a CriticConfig
     critic_warmup_updates: int = 1
     # Whether steps of a sampler make the actions, so that other numbers of them mean something.
@@ -187,12 +194,20 @@ METHODS = {
         'DiPOD 0.1, demonstrations kept in the batch',
         settings={'beta': 0.1},
         imitation={'weight': 0.3},
+        demonstrations=True,
     ),
     'dipod_0.1_ema': Method('DiPOD 0.1, large steps averaged', settings={'beta': 0.1, **LARGE}),
     'dipod_0.1_ema_demos': Method(
         'DiPOD 0.1, large steps averaged, demonstrations kept in the batch',
         settings={'beta': 0.1, **LARGE},
         imitation={'weight': 0.3},
+        demonstrations=True,
+    ),
+    'dipod_0.1_self': Method(
+        'DiPOD 0.1, own successes kept in the batch, a small critic',
+        settings={'beta': 0.1},
+        imitation={'weight': 0.3, 'own_episodes': 256},
+        critic={'width': 64, 'learning_rate': 3e-4},
     ),
     'sb3_ppo': Method(
         'PPO of Stable-Baselines3, from scratch; hopper and walker2d only',
@@ -279,6 +294,13 @@ SUITES = {
         ('pillar_reach',),
         ('arm_20k',),
         ('fpo++', 'dipod_0.1', 'dipod_0.1_ema', 'dipod_0.1_demos', 'dipod_0.1_ema_demos'),
+    ),
+    'sparse': Suite(
+        'a start that succeeds one time in ten',
+        ('pillar_reach',),
+        ('sparse_128',),
+        ('fpo++', 'dipod_0.1', 'dipod_0.1_self'),
+        3,
     ),
     'external': Suite(
         'tasks that others made',
