@@ -27,7 +27,7 @@ from dipod_ros.learning.experiment_result import (  # noqa: E402
 from dipod_ros.learning.experiment_score import SWEEP, without_noise  # noqa: E402
 from dipod_ros.learning.experiment_start import make_worlds, start_policy  # noqa: E402
 from dipod_ros.learning.health import HealthConfig  # noqa: E402
-from dipod_ros.learning.recording import record  # noqa: E402
+from dipod_ros.learning.scripted import record  # noqa: E402
 from dipod_ros.learning.suites import Job, Regime  # noqa: E402
 from dipod_ros.policy.flow import load_policy  # noqa: E402
 from dipod_ros.policy.spec import SamplerSpec  # noqa: E402
