@@ -21,13 +21,13 @@ def test_the_trainers_parameters_are_documented_as_they_are():
 def test_the_recorder_is_documented_as_it_is():
     from pathlib import Path
 
-    from dipod_ros.nodes import recorder
+    from dipod_ros.nodes import _recorder_status, recorder
     from dipod_ros.ros.params import markdown
 
     text = (ROOT / 'docs/recording.md').read_text()
     assert markdown(recorder.RecorderParams) in text
-    body = Path(recorder.__file__).read_text().split('def _status_now')[1].split('def ')[0]
-    fields = re.findall(r"^            '(\w+)':", body, re.MULTILINE)
+    body = Path(_recorder_status.__file__).read_text().split('def describe')[1].split('def ')[0]
+    fields = re.findall(r"^        '(\w+)':", body, re.MULTILINE)
     assert len(fields) > 10
     assert [f for f in fields if f'`{f}`' not in text] == []
 

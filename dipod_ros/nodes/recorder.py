@@ -23,13 +23,14 @@ from dipod_ros.learning.recording import (
     usable_problems,
 )
 from dipod_ros.learning.windows import WindowConfig
+from dipod_ros.nodes import _recorder_status as status
 from dipod_ros.nodes._policy_server_io import SensorInput
 from dipod_ros.nodes._policy_server_loop import JOINT_TOPIC
 from dipod_ros.nodes._recorder_commands import CommandInput
 from dipod_ros.nodes._recorder_params import RecorderParams, recorded_spec
 from dipod_ros.policy.spec import Stream
 from dipod_ros.ros import qos
-from dipod_ros.ros.diagnostics import Diagnostics, Level, Report
+from dipod_ros.ros.diagnostics import Diagnostics
 from dipod_ros.ros.messages import NS_PER_S
 from dipod_ros.ros.params import declare
 from dipod_ros.ros.runtime import run_node, steady_clock
@@ -89,7 +90,7 @@ class Recorder(Node):
         self.create_service(SetBool, '~/stop', self._on_stop)
         self.create_service(Trigger, '~/discard', self._on_discard)
         self._diagnostics = Diagnostics(self, hardware_id=p.robot)
-        self._diagnostics.add('recording', self._report)
+        self._diagnostics.add('recording', lambda: status.report(self._status_now()))
         self.create_timer(STATUS_PERIOD_S, self._look, clock=steady_clock())
         self._publish_status()
         self.get_logger().info(
@@ -248,47 +249,14 @@ class Recorder(Node):
             found.append(self._commands.problem)
         return found
 
-    def _state(self, problems: list[str]) -> str:
-        if self._recording is not None:
-            return 'spoiled' if self._recording.fault else 'recording'
-        return 'waiting' if problems else 'ready'
-
     def _status_now(self) -> dict:
-        recording, problems = self._recording, self._problems()
-        share, fastest = (0.0, '') if recording is None else recording.fastest
-        return {
-            'state': self._state(problems),
-            'problems': [recording.fault] if recording and recording.fault else problems,
-            'too_fast': fastest if share > 1 else '',
-            'seconds': 0.0 if recording is None else round(recording.seconds, 1),
-            'task': self.spec.task,
-            'output': str(self._file.path.resolve()),
-            'episodes': len(self._file.success),
-            'successes': sum(self._file.success),
-            'decisions': self._file.decisions,
-            'session_episodes': self._file.session_episodes,
-            'room': self._file.room,
-            'unsaved': self._file.unsaved,
-            'last': self._last,
-        }
+        return status.describe(self.spec, self._file, self._recording, self._problems(), self._last)
 
     def _publish_status(self) -> None:
         text = json.dumps(self._status_now())
         if text != self._said:
             self._said = text
             self._status.publish(String(data=text))
-
-    def _report(self) -> Report:
-        now = self._status_now()
-        values = {k: v for k, v in now.items() if k not in ('problems', 'last')}
-        if now['state'] == 'spoiled':
-            return Report(Level.ERROR, now['problems'][0], values)
-        if now['unsaved']:
-            return Report(Level.ERROR, 'the file could not be written', values)
-        if now['problems'] or now['too_fast']:
-            text = '; '.join(now['problems']) or f'{now["too_fast"]}: too fast to be repeated'
-            return Report(Level.WARN, text, values)
-        return Report(Level.OK, now['state'], values)
 
 
 def main(args: list[str] | None = None) -> int:

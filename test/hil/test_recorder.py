@@ -242,6 +242,7 @@ def recorder(tmp_path):
             'policy': str(tmp_path / 'swing.yaml'),
             'output': str(tmp_path / 'demos.safetensors'),
             'robot': 'toy',
+            'joint_max_age_s': 1.0,  # a busy machine loses messages
             'joints': list(JOINTS),
             **{f'limits.{k}': v for k, v in LIMITS.to_params().items()},
             **changes,
@@ -283,6 +284,7 @@ def test_from_a_moving_arm_to_a_policy_that_the_server_takes(operator, tmp_path)
             policy='reach_student',
             output=str(out),
             tracking_lag_s=0.03,
+            joint_max_age_s=1.0,  # a busy machine loses messages
             stamp_tolerance_s=0.0,  # while the world is paused its clock falls behind
         )
         ends.append(recorder.stop)
