@@ -26,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--trust-region', choices=('ppo', 'aspo'), default='ppo')
     parser.add_argument('--learning-rate', type=float, default=3e-4, help='default %(default)s')
     parser.add_argument(
+        '--ema',
+        type=float,
+        default=0.0,
+        help='decay per gradient step of the weights averaged over an update; 0 is none',
+    )
+    parser.add_argument(
         '--precision',
         choices=('float32', 'bfloat16'),
         default='float32',
@@ -103,6 +109,7 @@ def run(args: argparse.Namespace) -> int:
             clip=args.clip,
             trust_region=args.trust_region,
             learning_rate=args.learning_rate,
+            ema=args.ema,
         ),
         imitation=ImitationConfig(args.demo_weight, args.demo_decay) if args.demos else None,
         gap_every=args.gap_every,

@@ -131,6 +131,7 @@ def test_finetune_learns_keeps_its_run_and_goes_on_with_it(at):
 def test_finetune_keeps_demonstrations_in_the_batch(at):
     words = ('--episodes', 4, '--epochs', 1, '--gap-every', 0, '--eval-episodes', 4)
     words += ('--control-steps', 400, '--student', 'off', '--demo-weight', 0.5, '--demo-decay', 0.9)
+    words += ('--ema', 0.9)
     for name, path in (('file', 'runs/demos/reach.safetensors'), ('folder', 'runs/demos')):
         told = f'{name}.json'
         where = ('--run-dir', f'ft_{name}', '--demos', path, '--json', told)
