@@ -115,7 +115,10 @@ REGIMES = {
     ),
     # An update of 64 episodes takes 2500 steps: none begins after these, so as to end in time.
     'arm_20k': Regime(
-        'learning ends within 20 000 control steps', control_steps=17_500, gap_every=100, effort=0.5
+        'no update begins after 17 500 control steps: 17 500 to 20 500 in all',
+        control_steps=17_500,
+        gap_every=100,
+        effort=0.5,
     ),
     'quick': Regime('20 000 control steps', control_steps=20_000),
     'smoke': Regime(
