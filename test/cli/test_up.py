@@ -91,7 +91,7 @@ def test_a_file_is_found_by_path_or_as_a_shipped_one(launch_file, monkeypatch):
     assert find_launch_file('sim') == find_launch_file('sim.launch.yaml') == shipped
     monkeypatch.chdir(launch_file.parent)
     assert find_launch_file('toy.launch.yaml').samefile(launch_file)
-    with pytest.raises(UserError, match=r"'toy'.*online.launch.yaml, robot.launch.yaml"):
+    with pytest.raises(UserError, match=r"'toy'.*online.launch.yaml, record.launch.yaml, robot"):
         find_launch_file('toy')
 
 

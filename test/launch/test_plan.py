@@ -254,7 +254,7 @@ def test_nodes_of_this_package_need_no_index(workspace, monkeypatch):
     [
         ('pkg: toy, exec: walk', "no executable 'walk' of package 'toy': searched"),
         ('pkg: other, exec: run', "package 'other'"),
-        ('pkg: dipod_ros, exec: walk', 'it has mujoco_sim, policy_server, trainer'),
+        ('pkg: dipod_ros, exec: walk', 'it has mujoco_sim, policy_server, recorder, trainer'),
         ('pkg: toy, exec: run, name: a/b', 'is no node name'),
         ('pkg: toy, exec: run, param: [{from: no.yaml}]', 'no.yaml does not exist'),
         ('pkg: toy, exec: run, param: [{name: p, value: x, type: int}]', "parameter p: 'x' is no"),
