@@ -76,19 +76,18 @@ def put_weights(
 
 
 def with_weights(
-    model: onnx.ModelProto,
-    weights: Mapping[str, np.ndarray],
-    names: Set[str] = frozenset(),
-    cast: bool = False,
+    model: onnx.ModelProto, weights: Mapping[str, np.ndarray], cast: bool = False
 ) -> onnx.ModelProto:
-    """Return a copy of a graph with other weights, among them those of `names`.
+    """Return a copy of a graph with other weights; raises EngineError as `put_weights`."""
+    copy = copy_of(model)
+    put_weights(copy, weights, cast)
+    return copy
 
-    Raises EngineError when one is missing, or as `put_weights`.
-    """
-    require_all(names, weights)
+
+def copy_of(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy that may be changed."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    put_weights(copy, weights, cast)
     return copy
 
 

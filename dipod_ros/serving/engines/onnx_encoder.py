@@ -17,7 +17,7 @@ from dipod_ros.policy.spec import Stream
 from dipod_ros.serving.engines import graph_cache
 from dipod_ros.serving.engines.base import EngineError
 from dipod_ros.serving.engines.encoder import check_encoder
-from dipod_ros.serving.engines.graphs import put_weights, with_weights
+from dipod_ros.serving.engines.graphs import copy_of, put_weights, with_weights
 
 
 class OnnxEncoder:
@@ -77,6 +77,4 @@ class OnnxEncoder:
 
     def refit(self, weights: Mapping[str, np.ndarray]) -> OnnxEncoder:
         """Return a session on the same graph with other weights; raises EngineError."""
-        model = onnx.ModelProto()
-        model.CopyFrom(self._model)
-        return OnnxEncoder(model, weights, self._threads)
+        return OnnxEncoder(copy_of(self._model), weights, self._threads)

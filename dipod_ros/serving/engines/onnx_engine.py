@@ -23,7 +23,12 @@ from dipod_ros.serving.engines.base import (
     EngineOptions,
     check_golden,
 )
-from dipod_ros.serving.engines.graphs import put_weights, with_weights
+from dipod_ros.serving.engines.graphs import (
+    copy_of,
+    put_weights,
+    require_all,
+    with_weights,
+)
 
 
 class OnnxEngine(EngineBase):
@@ -142,8 +147,8 @@ class OnnxEngine(EngineBase):
 
         Raises EngineError when they are not the weights of this network.
         """
-        model = with_weights(self._model, weights, self._names)
-        return OnnxEngine(model, weights, self._threads, refitted=True)
+        require_all(self._names, weights)
+        return OnnxEngine(copy_of(self._model), weights, self._threads, refitted=True)
 
     def info(self) -> EngineInfo:
         """Return what runs the policy."""

@@ -20,7 +20,7 @@ from dipod_ros.serving.engines.base import (
     EngineOptions,
     golden_tolerance_rad,
 )
-from dipod_ros.serving.engines.graphs import put_weights, with_weights
+from dipod_ros.serving.engines.graphs import copy_of, put_weights, require_all
 
 _HINTS = {'fp32': 'f32', 'bf16': 'bf16'}
 
@@ -74,8 +74,8 @@ class OpenVinoEngine(EngineBase):
 
         Raises EngineError when they are not the weights of this network.
         """
-        model = with_weights(self._model, weights, self._names)
-        return OpenVinoEngine(model, weights, self._options, refitted=True)
+        require_all(self._names, weights)
+        return OpenVinoEngine(copy_of(self._model), weights, self._options, refitted=True)
 
     def info(self) -> EngineInfo:
         """Return what runs the policy."""
