@@ -2,8 +2,6 @@
 """The recorder beside a simulated arm that another policy moves, and what it says of bad inputs."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -18,6 +16,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 
 from geometry_msgs.msg import PointStamped  # noqa: E402
 from harness import Server, make_context  # noqa: E402
+from node_process import NodeProcess  # noqa: E402
 from rcl_interfaces.srv import SetParameters  # noqa: E402
 from rclpy.node import Node  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
@@ -54,38 +53,11 @@ streams:
 """
 
 
-class Recorder:
+class Recorder(NodeProcess):
     """The recorder as a process; parameters by keyword, `limits__velocity` for nested ones."""
 
     def __init__(self, folder, params_files=(), **parameters):
-        self.log_path = Path(folder) / f'recorder-{time.monotonic_ns()}.log'
-        command = [sys.executable, '-m', 'dipod_ros.nodes.recorder', '--ros-args']
-        for path in params_files:
-            command += ['--params-file', str(path)]
-        for name, value in parameters.items():
-            command += ['-p', f'{name.replace("__", ".")}:={json.dumps(value)}']
-        with open(self.log_path, 'w') as log:
-            self.process = subprocess.Popen(
-                command,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {'RCUTILS_COLORIZED_OUTPUT': '0'},
-            )
-
-    @property
-    def log(self):
-        return self.log_path.read_text()
-
-    def stop(self, number=signal.SIGINT):
-        """Ask the process to end and return its exit code."""
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        try:
-            return self.process.wait(30.0)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            raise
+        super().__init__(folder, 'recorder', parameters, params_files)
 
 
 class Operator(Node):
@@ -398,7 +370,8 @@ def test_commands_are_recorded_where_they_are_the_source(
     leader = {'command_topic': topic} if source == 'joint_state' else {}
     # Without stamps it is their arrival that counts, and a busy machine is late: more is clipped.
     recorder(command_source=source, controller='hand', clip_rad=0.3, **leader)
-    operator.wait_status(state='waiting')
+    # Before that it may wait for the arm, which is found a moment later than the recorder.
+    operator.wait(lambda: f'nothing received on {topic}' in str(operator.status))
     answer = operator.start()
     assert not answer.success and f'nothing received on {topic}' in answer.message
     operator.commanding = source
