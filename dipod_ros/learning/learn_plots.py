@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dipod_ros.learning.experiment_result import smooth
-from dipod_ros.learning.suites import METHODS, REGIMES, TASKS
+from dipod_ros.learning.methods import METHODS
+from dipod_ros.learning.regimes import REGIMES, TASKS
 
 if TYPE_CHECKING:
     from dipod_ros.learning.learn_report import Report

@@ -18,6 +18,7 @@ import numpy as np
 from dipod_ros.errors import UserError
 from dipod_ros.learning.experiment_pool import read_error
 from dipod_ros.learning.experiment_result import outdated, read_result, write_json
+from dipod_ros.learning.regimes import TASKS
 from dipod_ros.learning.statistics import (
     Estimate,
     estimate,
@@ -26,7 +27,7 @@ from dipod_ros.learning.statistics import (
     probability_of_improvement,
     short,
 )
-from dipod_ros.learning.suites import BASELINE, TASKS, Job
+from dipod_ros.learning.suites import BASELINE, Job
 from dipod_ros.policy.atomic import write_file
 
 SWEEP = ('1', '2', '4', '10', '50')

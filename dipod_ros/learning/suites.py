@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the benchmark of learning compares: tasks, regimes, methods, and suites of them. No torch.
+"""What the benchmark of learning runs: suites of tasks x regimes x methods x seeds. No torch.
 
-A method is a configuration with a name, a regime is what learning meets besides (how much data, how
-often it is used, how wide the trust region is). A suite is a set of jobs, one per task, regime,
-method and seed.
+Tasks and regimes are in regimes.py, methods in methods.py.
 """
 
 from __future__ import annotations
@@ -12,12 +10,13 @@ import importlib
 import importlib.util
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dipod_ros.errors import UserError
-from dipod_ros.policy.spec import SamplerSpec
+from dipod_ros.learning.methods import METHODS, SWEPT
+from dipod_ros.learning.regimes import REGIMES, TASKS
 
 if TYPE_CHECKING:
     from dipod_ros.learning.algorithms.base import UpdateConfig
@@ -36,192 +35,6 @@ OUTSIDE_NEEDS = ('stable_baselines3', 'imageio')
 
 
 @dataclass(frozen=True)
-class Task:
-    """How much of a task is learned from and how it is judged."""
-
-    control_steps: int  # of the default regime
-    episodes: int = 64  # per update
-    score_kind: str = 'success'  # or 'return': the mean undiscounted return of an episode
-    worlds: int = 256  # side by side in evaluations
-    evaluation_episodes: int = 512  # of the final score, of the student, and to distil on
-    sweep_episodes: int = 256  # for each number of evaluations
-    # Tolerance (m) at which the shipped flow succeeds about one time in ten.
-    tight_tolerance: float | None = None
-
-
-TASKS = {
-    'reach': Task(40_000, tight_tolerance=0.005),
-    'pillar_reach': Task(80_000, tight_tolerance=0.010),
-    'rail_push': Task(80_000),
-    # Its worlds are stepped one by one: an episode takes 0.08 s of a core.
-    'cube_single': Task(100_000, worlds=64, evaluation_episodes=256, sweep_episodes=64),
-    'hopper': Task(400_000, 16, 'return', worlds=64, evaluation_episodes=64, sweep_episodes=64),
-    'walker2d': Task(400_000, 16, 'return', worlds=64, evaluation_episodes=64, sweep_episodes=64),
-}
-
-
-@dataclass(frozen=True)
-class Regime:
-    """What differs from the default; None leaves the task's or the method's own value."""
-
-    about: str
-    epochs: int | None = None
-    clip: float | None = None
-    # Monte-Carlo samples (t, eps) per action, met again in every epoch instead of drawn from a pool
-    stored_samples: int | None = None
-    control_steps: int | None = None
-    budget: float = 1.0  # times the task's control steps
-    lag: int = 0  # updates between a rollout and learning from it
-    window: int = 1  # newest rollouts that each update learns from
-    start: str = 'cloned'  # or 'scratch': random weights behind the cloned normaliser
-    tight: bool = False  # the task's tight tolerance, in learning and in evaluation
-    episodes: int | None = None
-    gap_every: int = 10  # updates between estimates of the ELBO gap
-    # Share of the evaluations' episodes and of the steps of distillation.
-    effort: float = 1.0
-
-
-REGIMES = {
-    'default': Regime('64 episodes per update, 40 epochs, clip 0.2'),
-    'clip_0.05': Regime('clip 0.05', clip=0.05, effort=0.5),
-    'clip_0.5': Regime('clip 0.5', clip=0.5, effort=0.5),
-    'clip_1.0': Regime('clip 1.0: no floor under the ratio of bad actions', clip=1.0, effort=0.5),
-    'epochs_12': Regime('12 epochs per update', epochs=12, effort=0.5),
-    'epochs_80': Regime('80 epochs per update', epochs=80, effort=0.5),
-    'stored_4': Regime(
-        '4 stored (t, eps) per action, the same in every epoch', stored_samples=4, effort=0.5
-    ),
-    'long': Regime('4 times the control steps', budget=4.0, gap_every=20, effort=0.5),
-    'stale': Regime('learns from the rollout collected 4 updates ago', lag=4, effort=0.5),
-    'window_3': Regime(
-        '32 episodes per update, each learned from in 3 updates of 20 epochs',
-        episodes=32,
-        epochs=20,
-        window=3,
-        effort=0.5,
-    ),
-    'sparse': Regime(
-        'tighter tolerance: succeeds one time in ten at the start', tight=True, effort=0.5
-    ),
-    'sparse_128': Regime(
-        'as sparse, with 128 episodes per update and 10 epochs',
-        tight=True,
-        episodes=128,
-        epochs=10,
-        effort=0.5,
-    ),
-    'scratch': Regime(
-        'random weights; with a sparse reward nothing can be expected', start='scratch'
-    ),
-    # An update of 64 episodes takes 2500 steps: none begins after these, so as to end in time.
-    'arm_20k': Regime(
-        'no update begins after 17 500 control steps: 17 500 to 20 500 in all',
-        control_steps=17_500,
-        gap_every=100,
-        effort=0.5,
-    ),
-    'quick': Regime('20 000 control steps', control_steps=20_000),
-    'smoke': Regime(
-        'two small updates: shows that it works, not what it does',
-        epochs=2,
-        control_steps=500,
-        episodes=8,
-        gap_every=2,
-        effort=0.02,
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Method:
-    """A configuration with a name."""
-
-    about: str
-    # Of dipod_ros.learning.algorithms, or 'outside': learned by another library, from scratch.
-    module: str = 'dipod'
-    config: str = 'DipodConfig'
-    settings: dict[str, Any] = field(default_factory=dict)
-    # With the learner's collapse alarm: roll back, then half the learning rate and half the epochs.
-    guarded: bool = False
-    sampler: SamplerSpec | None = None  # instead of the one of the checkpoint
-    imitation: dict[str, Any] | None = None  # of an ImitationConfig; None is none
-    demonstrations: bool = False  # whether those that the start was cloned from are imitated
-    critic: dict[str, Any] = field(default_factory=dict)  # of a CriticConfig
-    critic_warmup_updates: int = 1
-    # Whether steps of a sampler make the actions, so that other numbers of them mean something.
-    flow: bool = True
-
-
-def _interleaved(about: str, **settings: Any) -> Method:
-    return Method(about, 'self_distillation', 'InterleavedConfig', settings)
-
-
-# Three times the usual rate; the average over the last 20 gradient steps acts.
-LARGE = {'learning_rate': 1e-3, 'ema': 0.95}
-
-METHODS = {
-    'fpo++': Method('FPO++, per-sample ratio', settings={'beta': 0.0}),
-    'dipod': Method('DiPOD, beta 0.03', settings={'beta': 0.03}),
-    'dipod_0.1': Method('DiPOD, beta 0.1', settings={'beta': 0.1}),
-    'dipod_0.3': Method('DiPOD, beta 0.3', settings={'beta': 0.3}),
-    'dipod_1': Method('DiPOD, beta 1', settings={'beta': 1.0}),
-    'dipod_adaptive': Method(
-        'DiPOD, beta adapted to a gap of 1 nat', settings={'beta': 0.03, 'gap_target': 1.0}
-    ),
-    'dipod_interleaved': _interleaved('Algorithm 1: bursts of self-distillation'),
-    'fpo': Method('FPO, ratio per action', settings={'beta': 0.0, 'ratio': 'action'}),
-    'aspo': Method('FPO++ with ASPO', settings={'beta': 0.0, 'trust_region': 'aspo'}),
-    'dppo': Method('DPPO', 'dppo', 'DppoConfig'),
-    'reinflow': Method('ReinFlow', 'reinflow', 'ReinFlowConfig'),
-    'gaussian_ppo': Method('Gaussian PPO', 'gaussian_ppo', 'GaussianPpoConfig', flow=False),
-    'fpo++_guarded': Method('FPO++ with the alarm', settings={'beta': 0.0}, guarded=True),
-    'small_clip': Method('FPO++, clip 0.05', settings={'beta': 0.0, 'clip': 0.05}),
-    'bc_anchor': Method(
-        'holds the cloned actions, beta 0.1', settings={'beta': 0.1, 'anchor': 'start'}
-    ),
-    'negative_only': Method(
-        'DiPOD 0.1 on bad actions only', settings={'beta': 0.1, 'regularise': 'negative'}
-    ),
-    'positive_only': Method(
-        'DiPOD 0.1 on good actions only', settings={'beta': 0.1, 'regularise': 'positive'}
-    ),
-    'initial_distillation': _interleaved(
-        'one self-distillation before the first update', initial_steps=300, burst_every=0
-    ),
-    'sde_rollouts': Method(
-        'FPO++ on the SDE sampler, for which its loss is a bound',
-        settings={'beta': 0.0},
-        sampler=SamplerSpec('sde', 10),
-    ),
-    'dipod_0.1_demos': Method(
-        'DiPOD 0.1, demonstrations kept in the batch',
-        settings={'beta': 0.1},
-        imitation={'weight': 0.3},
-        demonstrations=True,
-    ),
-    'dipod_0.1_ema': Method('DiPOD 0.1, large steps averaged', settings={'beta': 0.1, **LARGE}),
-    'dipod_0.1_ema_demos': Method(
-        'DiPOD 0.1, large steps averaged, demonstrations kept in the batch',
-        settings={'beta': 0.1, **LARGE},
-        imitation={'weight': 0.3},
-        demonstrations=True,
-    ),
-    'dipod_0.1_self': Method(
-        'DiPOD 0.1, own successes kept in the batch, a small critic',
-        settings={'beta': 0.1},
-        imitation={'weight': 0.3, 'own_episodes': 256},
-        critic={'width': 64, 'learning_rate': 3e-4},
-    ),
-    'sb3_ppo': Method(
-        'PPO of Stable-Baselines3, from scratch; hopper and walker2d only',
-        'outside',
-        'OutsideConfig',
-        flow=False,
-    ),
-}
-
-
-@dataclass(frozen=True)
 class Suite:
     """Tasks x regimes x methods, and how many seeds it wants."""
 
@@ -230,6 +43,7 @@ class Suite:
     regimes: tuple[str, ...]
     methods: tuple[str, ...]
     seeds: int = 5
+    first_seed: int = 0
 
 
 ARM = ('reach', 'pillar_reach', 'rail_push')
@@ -304,6 +118,14 @@ SUITES = {
         ('sparse_128',),
         ('fpo++', 'dipod_0.1', 'dipod_0.1_self'),
         3,
+    ),
+    'sweep': Suite(
+        'eight settings of each method, on seeds of their own',
+        ('pillar_reach',),
+        ('sweep',),
+        tuple(SWEPT),
+        2,
+        first_seed=100,
     ),
     'external': Suite(
         'tasks that others made',
@@ -415,7 +237,7 @@ def plan(
     jobs: dict[Job, None] = {}
     for name in suites:
         suite = SUITES[name]
-        for seed in range(seeds or suite.seeds):
+        for seed in range(suite.first_seed, suite.first_seed + (seeds or suite.seeds)):
             for task in tasks or suite.tasks:
                 for regime in regimes or suite.regimes:
                     for method in methods or suite.methods:
@@ -444,15 +266,18 @@ def describe() -> str:
     lines = ['suites']
     for name, suite in SUITES.items():
         jobs = len(plan([name]))
-        lines.append(f'  {name:22}{suite.about} ({jobs} jobs, {suite.seeds} seeds)')
+        lines.append(f'  {name:22} {suite.about} ({jobs} jobs, {suite.seeds} seeds)')
         for what in ('tasks', 'regimes', 'methods'):
-            lines.append(f'  {"":22}  {what}: {" ".join(getattr(suite, what))}')
+            names = getattr(suite, what)
+            text = ' '.join(names) if names != tuple(SWEPT) else 'the settings of the sweep, below'
+            lines.append(f'  {"":23}  {what}: {text}')
     lines.append('tasks')
     for name, task in TASKS.items():
         lines.append(
-            f'  {name:22}{task.control_steps} control steps, {task.episodes} episodes per update, '
+            f'  {name:22} {task.control_steps} control steps, {task.episodes} episodes per update, '
             f'score: {task.score_kind}'
         )
-    for title, table in (('regimes', REGIMES), ('methods', METHODS)):
-        lines += [title, *(f'  {name:22}{entry.about}' for name, entry in table.items())]
+    once = {name: method for name, method in METHODS.items() if name not in SWEPT}
+    for title, table in (('regimes', REGIMES), ('methods', once), ('settings of the sweep', SWEPT)):
+        lines += [title, *(f'  {name:22} {entry.about}' for name, entry in table.items())]
     return '\n'.join(lines)

@@ -27,8 +27,9 @@ from dipod_ros.learning.experiment_result import (  # noqa: E402
 from dipod_ros.learning.experiment_score import SWEEP, without_noise  # noqa: E402
 from dipod_ros.learning.experiment_start import make_worlds, start_policy  # noqa: E402
 from dipod_ros.learning.health import HealthConfig  # noqa: E402
+from dipod_ros.learning.regimes import Regime  # noqa: E402
 from dipod_ros.learning.scripted import record  # noqa: E402
-from dipod_ros.learning.suites import Job, Regime  # noqa: E402
+from dipod_ros.learning.suites import Job  # noqa: E402
 from dipod_ros.policy.flow import load_policy  # noqa: E402
 from dipod_ros.policy.spec import SamplerSpec  # noqa: E402
 from dipod_ros.resources import resource  # noqa: E402

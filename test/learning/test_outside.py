@@ -16,6 +16,7 @@ from dipod_ros.learning.experiment import Interrupted, run_job
 from dipod_ros.learning.experiment_result import outdated, read_result
 from dipod_ros.learning.learn_report import collect, markdown
 from dipod_ros.learning.outside import OutsideConfig, run_outside
+from dipod_ros.learning.regimes import Regime
 from dipod_ros.learning.suites import SUITES, Job, plan, update_config
 from dipod_ros.sim.external.registry import GYMNASIUM
 
@@ -86,7 +87,7 @@ def test_a_result_has_the_keys_and_the_measure_of_all_others(sb3, tmp_path):
 
 def test_it_learns(sb3, monkeypatch):
     config = OutsideConfig(n_steps=128)
-    regime = suites.Regime('short', control_steps=4096, effort=0.02)
+    regime = Regime('short', control_steps=4096, effort=0.02)
     monkeypatch.setitem(suites.REGIMES, 'short', regime)
     result = run_outside(Job('hopper', 'sb3_ppo', 0, 'short'), config)
     returns = [row['return_mean'] for row in result['curve']]

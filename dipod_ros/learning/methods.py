@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The methods that the benchmark of learning compares: configurations with names. No torch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from dipod_ros.policy.spec import SamplerSpec
+
+
+@dataclass(frozen=True)
+class Method:
+    """A configuration with a name."""
+
+    about: str
+    # Of dipod_ros.learning.algorithms, or 'outside': learned by another library, from scratch.
+    module: str = 'dipod'
+    config: str = 'DipodConfig'
+    settings: dict[str, Any] = field(default_factory=dict)
+    # With the learner's collapse alarm: roll back, then half the learning rate and half the epochs.
+    guarded: bool = False
+    sampler: SamplerSpec | None = None  # instead of the one of the checkpoint
+    imitation: dict[str, Any] | None = None  # of an ImitationConfig; None is none
+    demonstrations: bool = False  # whether those that the start was cloned from are imitated
+    critic: dict[str, Any] = field(default_factory=dict)  # of a CriticConfig
+    critic_warmup_updates: int = 1
+    # Whether steps of a sampler make the actions, so that other numbers of them mean something.
+    flow: bool = True
+
+
+def _interleaved(about: str, **settings: Any) -> Method:
+    return Method(about, 'self_distillation', 'InterleavedConfig', settings)
+
+
+# Three times the usual rate; the average over the last 20 gradient steps acts.
+LARGE = {'learning_rate': 1e-3, 'ema': 0.95}
+
+METHODS = {
+    'fpo++': Method('FPO++, per-sample ratio', settings={'beta': 0.0}),
+    'dipod': Method('DiPOD, beta 0.03', settings={'beta': 0.03}),
+    'dipod_0.1': Method('DiPOD, beta 0.1', settings={'beta': 0.1}),
+    'dipod_0.3': Method('DiPOD, beta 0.3', settings={'beta': 0.3}),
+    'dipod_1': Method('DiPOD, beta 1', settings={'beta': 1.0}),
+    'dipod_adaptive': Method(
+        'DiPOD, beta adapted to a gap of 1 nat', settings={'beta': 0.03, 'gap_target': 1.0}
+    ),
+    'dipod_interleaved': _interleaved('Algorithm 1: bursts of self-distillation'),
+    'fpo': Method('FPO, ratio per action', settings={'beta': 0.0, 'ratio': 'action'}),
+    'aspo': Method('FPO++ with ASPO', settings={'beta': 0.0, 'trust_region': 'aspo'}),
+    'dppo': Method('DPPO', 'dppo', 'DppoConfig'),
+    'reinflow': Method('ReinFlow', 'reinflow', 'ReinFlowConfig'),
+    'gaussian_ppo': Method('Gaussian PPO', 'gaussian_ppo', 'GaussianPpoConfig', flow=False),
+    'fpo++_guarded': Method('FPO++ with the alarm', settings={'beta': 0.0}, guarded=True),
+    'small_clip': Method('FPO++, clip 0.05', settings={'beta': 0.0, 'clip': 0.05}),
+    'bc_anchor': Method(
+        'holds the cloned actions, beta 0.1', settings={'beta': 0.1, 'anchor': 'start'}
+    ),
+    'negative_only': Method(
+        'DiPOD 0.1 on bad actions only', settings={'beta': 0.1, 'regularise': 'negative'}
+    ),
+    'positive_only': Method(
+        'DiPOD 0.1 on good actions only', settings={'beta': 0.1, 'regularise': 'positive'}
+    ),
+    'initial_distillation': _interleaved(
+        'one self-distillation before the first update', initial_steps=300, burst_every=0
+    ),
+    'sde_rollouts': Method(
+        'FPO++ on the SDE sampler, for which its loss is a bound',
+        settings={'beta': 0.0},
+        sampler=SamplerSpec('sde', 10),
+    ),
+    'dipod_0.1_demos': Method(
+        'DiPOD 0.1, demonstrations kept in the batch',
+        settings={'beta': 0.1},
+        imitation={'weight': 0.3},
+        demonstrations=True,
+    ),
+    'fpo++_ema': Method('FPO++, large steps averaged', settings={'beta': 0.0, **LARGE}),
+    'dipod_0.1_ema': Method('DiPOD 0.1, large steps averaged', settings={'beta': 0.1, **LARGE}),
+    'dipod_0.3_ema': Method('DiPOD 0.3, large steps averaged', settings={'beta': 0.3, **LARGE}),
+    'dipod_0.1_ema_demos': Method(
+        'DiPOD 0.1, large steps averaged, demonstrations kept in the batch',
+        settings={'beta': 0.1, **LARGE},
+        imitation={'weight': 0.3},
+        demonstrations=True,
+    ),
+    'dipod_0.1_self': Method(
+        'DiPOD 0.1, own successes kept in the batch, a small critic',
+        settings={'beta': 0.1},
+        imitation={'weight': 0.3, 'own_episodes': 256},
+        critic={'width': 64, 'learning_rate': 3e-4},
+    ),
+    'sb3_ppo': Method(
+        'PPO of Stable-Baselines3, from scratch; hopper and walker2d only',
+        'outside',
+        'OutsideConfig',
+        flow=False,
+    ),
+}
+
+# The sweep: for each method eight settings of the three that all of them have. The rates and
+# epochs are around what each method's authors and earlier sweeps found.
+AVERAGES = (0.0, 0.95)
+SWEEP: dict[str, dict[str, tuple[float, ...]]] = {
+    'fpo++': {'learning_rate': (3e-4, 1e-3), 'epochs': (12, 40), 'ema': AVERAGES},
+    'dipod_0.1': {'learning_rate': (3e-4, 1e-3), 'epochs': (12, 40), 'ema': AVERAGES},
+    'dppo': {'learning_rate': (1e-4, 3e-4), 'epochs': (16, 40), 'ema': AVERAGES},
+    'reinflow': {'learning_rate': (1e-4, 3e-4), 'epochs': (16, 40), 'ema': AVERAGES},
+    'gaussian_ppo': {'learning_rate': (1e-4, 3e-4), 'epochs': (10, 40), 'ema': AVERAGES},
+}
+
+
+def swept(name: str, grid: Mapping[str, tuple[float, ...]]) -> dict[str, Method]:
+    """Return a method at every point of a grid, by names such as dppo_rate0.0003_epochs16_ema0."""
+    points = {}
+    for values in itertools.product(*grid.values()):
+        settings = dict(zip(grid, values, strict=True))
+        parts = [f'{key.removeprefix("learning_")}{value:g}' for key, value in settings.items()]
+        method = METHODS[name]
+        points['_'.join([name, *parts])] = replace(
+            method,
+            about=f'{method.about}; {", ".join(parts)}',
+            settings=method.settings | settings,
+        )
+    return points
+
+
+SWEPT = {point: one for name in SWEEP for point, one in swept(name, SWEEP[name]).items()}
+METHODS |= SWEPT
