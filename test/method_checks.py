@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from dipod_ros.learning.collapse import HealthConfig
 from dipod_ros.learning.critic import CriticConfig
-from dipod_ros.learning.health import HealthConfig
 from dipod_ros.learning.learner import Learner, LearnerConfig
 
 

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from dipod_ros.errors import UserError
+from dipod_ros.learning.collapse import HealthConfig, first_alarm
 from dipod_ros.learning.critic import CriticConfig
 from dipod_ros.learning.experiment_result import (
     SCHEMA,
@@ -39,7 +40,6 @@ from dipod_ros.learning.experiment_result import (
 )
 from dipod_ros.learning.experiment_score import exact_gap, fitted_gap, measure
 from dipod_ros.learning.experiment_start import make_worlds, start_demonstrations, start_policy
-from dipod_ros.learning.health import HealthConfig
 from dipod_ros.learning.imitation import ImitationConfig
 from dipod_ros.learning.learner import Learner, LearnerConfig
 from dipod_ros.learning.methods import METHODS
@@ -237,7 +237,7 @@ class Training:
             'gap_curve': self.gap_curve,
             'action_std_ratio': self.curve[-1].get('action_std_ratio'),
             'alarms': self.learner.alarms,
-            'alarm_at': self._alarm_at(),
+            'alarm_at': first_alarm(self.curve, ALARM, self.learner.algorithm.keeps_flow),
             'collapsed': collapsed(score),
         }
         for level, key in ((0.8, '08'), (0.95, '095')):
@@ -284,16 +284,6 @@ class Training:
         if value is not None:
             exact = exact_gap(self.job, policy, rollout.observations, done)
             self.gap_curve.append([self.learner.control_steps, float(value), exact])
-
-    def _alarm_at(self) -> int | None:
-        """Return the control steps at which the alarm would have fired first, or did."""
-        keeps_flow = self.learner.algorithm.keeps_flow
-        for row in self.curve:
-            cfm = row['cfm_ratio'] if keeps_flow else 0.0
-            fine = cfm <= ALARM.max_cfm_ratio
-            if not (fine and row['action_std_ratio'] >= ALARM.min_action_std_ratio):
-                return int(row['control_steps'])
-        return None
 
     def _check(self, start) -> None:
         got = self._env.single_observation_space.shape, self._env.single_action_space.shape

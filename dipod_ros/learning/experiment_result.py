@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dipod_ros.errors import UserError
+from dipod_ros.learning.collapse import HealthConfig, first_alarm
 from dipod_ros.learning.critic import CriticConfig
 from dipod_ros.learning.methods import METHODS
 from dipod_ros.learning.regimes import REGIMES, TASKS
@@ -64,6 +65,18 @@ def collapsed(smoothed: np.ndarray) -> bool:
     """Return whether the smoothed score ended below half of the best that it was."""
     known = smoothed[np.isfinite(smoothed)]
     return bool(len(known) and known.max() > 0 and known[-1] < COLLAPSE * known.max())
+
+
+def alarm_at(result: dict[str, Any]) -> int | None:
+    """Return the control steps after which the collapse alarm rings, or None.
+
+    Read off the curve by the present rule, whatever the rule was when the job ran.
+    """
+    job = Job(**result['job'])
+    if METHODS[job.method].module == 'outside':  # its curve says nothing of its actions
+        return None
+    keeps_flow = update_config(job).build().keeps_flow
+    return first_alarm(numbers(result['curve']), HealthConfig(), keeps_flow)
 
 
 def read_result(file: Path) -> dict[str, Any] | None:

@@ -1,29 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is the policy still a flow that fits its own actions? Collapse alarm and ELBO gap. torch only.
+"""Is the policy still a flow that fits its own actions? Health check and ELBO gap. torch only.
 
 A policy that learns from its own samples can collapse onto one action per state, or drift until its
-velocity field no longer describes what it does. Both show on fresh own samples, without reward.
+velocity field no longer describes what it does. Both show on fresh own samples; what they mean is
+said in collapse.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 
+from dipod_ros.learning.collapse import HealthConfig, has_collapsed
 from dipod_ros.policy.flow import FlowPolicy
 from dipod_ros.policy.path import T_MAX, T_MIN, PathSamples, cfm_loss, draw_path_samples
-
-
-@dataclass(frozen=True)
-class HealthConfig:
-    """When to say that a policy has collapsed, against the policy it started from."""
-
-    # Healthy runs stayed below 1.3 and above 0.58; the collapses seen went through both.
-    max_cfm_ratio: float = 1.5
-    min_action_std_ratio: float = 0.45
-    states: int = 64
-    actions_per_state: int = 8
 
 
 @torch.no_grad()
@@ -48,26 +39,25 @@ def check_health(
     config: HealthConfig,
     generator: torch.Generator,
     keeps_flow: bool = True,
+    returns: Sequence[float] = (),
 ) -> dict[str, float]:
     """Compare a policy with the one it started from, on the same normalised observations [B, O].
 
-    Returns action_std, action_std_ratio, cfm_own, cfm_ratio and collapsed (0 or 1). With
-    `keeps_flow` false the method does not keep the velocity a flow of its own actions: a rising
-    loss is then reported and no alarm.
+    Returns action_std, action_std_ratio, cfm_own, cfm_ratio and collapsed (0 or 1). `keeps_flow`
+    and `returns` are those of `collapse.has_collapsed`; without returns narrow actions are always
+    a collapse.
     """
     o = observations[torch.randperm(len(observations), generator=generator)[: config.states]]
     cfm, std = own_sample_statistics(policy, o, config.actions_per_state, generator)
     cfm_start, std_start = own_sample_statistics(reference, o, config.actions_per_state, generator)
     cfm_ratio, std_ratio = cfm / max(cfm_start, 1e-8), std / max(std_start, 1e-8)
-    # Written so that a NaN policy counts as collapsed.
-    limit = config.max_cfm_ratio if keeps_flow else float('inf')
-    healthy = cfm_ratio <= limit and std_ratio >= config.min_action_std_ratio
+    collapsed = has_collapsed(cfm_ratio, std_ratio, returns, config, keeps_flow)
     return {
         'action_std': std,
         'action_std_ratio': std_ratio,
         'cfm_own': cfm,
         'cfm_ratio': cfm_ratio,
-        'collapsed': float(not healthy),
+        'collapsed': float(collapsed),
     }
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from dipod_ros.errors import UserError
 from dipod_ros.learning.experiment_pool import read_error
-from dipod_ros.learning.experiment_result import outdated, read_result, write_json
+from dipod_ros.learning.experiment_result import alarm_at, outdated, read_result, write_json
 from dipod_ros.learning.regimes import TASKS
 from dipod_ros.learning.statistics import (
     Estimate,
@@ -133,7 +133,7 @@ def _row(key: tuple[str, str, str], report: Report, errors: dict[int, str]) -> d
         'action_std': _mean(runs, 'action_std_ratio'),
         'student': _middle(runs, lambda run: run.get('student')),
         'collapsed': sum(run['collapsed'] for run in runs),
-        'alarmed': sum(run['alarm_at'] is not None for run in runs),
+        'alarmed': sum(alarm_at(run) is not None for run in runs),
         'rolled_back': sum(run['alarms'] for run in runs),
     }
     for k in SWEEP:

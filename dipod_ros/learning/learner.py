@@ -28,10 +28,11 @@ from dipod_ros.learning.algorithms.base import (
     run_epochs,
 )
 from dipod_ros.learning.algorithms.dipod import DipodConfig
+from dipod_ros.learning.collapse import HealthConfig, keeps_return
 from dipod_ros.learning.critic import CriticConfig, CriticTrainer
 from dipod_ros.learning.dataset import Demonstrations
 from dipod_ros.learning.drift.report import executed_gap
-from dipod_ros.learning.health import HealthConfig, check_health, elbo_gap_nats
+from dipod_ros.learning.health import check_health, elbo_gap_nats
 from dipod_ros.learning.imitation import Imitation, ImitationConfig
 from dipod_ros.learning.rollout import Rollout
 from dipod_ros.learning.seeding import torch_rng
@@ -52,6 +53,8 @@ ADVANTAGE_FLOOR = 1e-9
 
 
 COUNTERS = ('version', 'updates', 'control_steps', 'episodes', 'alarms')
+# Names in a state: the rollouts' returns, and what the last version with wide actions was.
+RETURNS, WIDE = 'returns', 'wide.'
 # Own actions whose exact likelihood is computed for the log: a standard error below one nat.
 GAP_ACTIONS = 64
 
@@ -106,6 +109,10 @@ class Learner:
         self.alarms = 0
         # Processor time in the epochs of policy and critic; no metric: those repeat, times do not.
         self.gradient_s = 0.0
+        # Mean return of each rollout so far; goes back with the policy.
+        self._returns: list[float] = []
+        # While actions are narrow: everything as it was under the last version with wider ones.
+        self._wide: dict[str, torch.Tensor] | None = None
         self._recent: OrderedDict[int, FlowPolicy] = OrderedDict()
         self._remember()
 
@@ -120,11 +127,12 @@ class Learner:
 
         Decisions must come from recent versions (see `behaviour`). Afterwards `policy` is the next
         version; when it has collapsed, the version before it is put back instead, and learning
-        goes on with half the learning rate and half the epochs. A rollout without any advantage
-        (every decision went exactly as the critic expected) teaches the critic alone. Raises
-        UserError, and changes nothing, for an empty rollout, one of forgotten versions or with
-        numbers that are not finite. When `stop` turns true, the update is given up: everything is
-        put back and UpdateStopped raised.
+        goes on with half the learning rate and half the epochs. Where the version before is itself
+        narrow and has lost its return, the last one with wider actions is put back, as a new
+        version. A rollout without any advantage (every decision went exactly as the critic
+        expected) teaches the critic alone. Raises UserError, and changes nothing, for an empty
+        rollout, one of forgotten versions or with numbers that are not finite. When `stop` turns
+        true, the update is given up: everything is put back and UpdateStopped raised.
         """
         rollout.require_fits(self.policy.spec)
         unknown = sorted({int(v) for v in np.unique(rollout.version)} - self._recent.keys())
@@ -139,6 +147,7 @@ class Learner:
             'decisions': len(rollout),
             'lag_mean': float(self.version - rollout.version.mean()),
         }
+        self._returns.append(metrics['return_mean'])
         advantages, returns = self.critic.advantages(self.policy, rollout)
         begun_s = time.process_time()
         metrics['explained_variance'] = self.critic.fit(
@@ -185,15 +194,22 @@ class Learner:
             moved = True
         rng = torch_rng(config.seed, 'health', update)
         metrics |= check_health(
-            self.policy, self.reference, observations, config.health, rng, self.algorithm.keeps_flow
+            self.policy,
+            self.reference,
+            observations,
+            config.health,
+            rng,
+            self.algorithm.keeps_flow,
+            self._returns,
         )
         if metrics['collapsed']:
-            self._restore(before)
-            self.alarms += 1
-            self.algorithm.gentler()
-            self._use_learning_rate()
-        elif moved:
-            self.version += 1
+            self._put_back(before)
+        else:
+            self.version += int(moved)
+            if not metrics['action_std_ratio'] < config.health.min_action_std_ratio:
+                self._wide = None
+            elif self._wide is None:
+                self._wide = before
         if config.gap_every and update % config.gap_every == 0 and self.algorithm.keeps_flow:
             rng = torch_rng(config.seed, 'gap', update)
             metrics['elbo_gap_nats'] = elbo_gap_nats(self.policy, observations, rng)
@@ -231,6 +247,8 @@ class Learner:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything needed to go on, atomically."""
         tensors = self._snapshot() | pack_module('reference', self.reference)
+        # Copies: the critic's rollouts may be the same tensors, which a file cannot say.
+        tensors |= {f'{WIDE}{k}': v.clone() for k, v in (self._wide or {}).items()}
         for version, policy in self._recent.items():
             tensors |= pack_module(f'recent.{version}', policy)
         info = {
@@ -265,6 +283,8 @@ class Learner:
             reason = str(error).split('\n')[0]
             raise UserError(f'{Path(path)} does not fit this policy: {reason}') from error
         self.reference, self._recent = reference, recent
+        cut = len(WIDE)
+        self._wide = {k[cut:]: v for k, v in tensors.items() if k.startswith(WIDE)} or None
         for name, value in counters.items():
             setattr(self, name, value)
         if self.alarms:
@@ -296,6 +316,24 @@ class Learner:
         memory = {name: torch.cat([p[name] for p in parts])[back] for name in parts[0]}
         return replace(batch, memory=memory)
 
+    def _put_back(self, before: dict[str, torch.Tensor]) -> None:
+        """Take a collapsed update back and go on more gently."""
+        if self._wide is None or keeps_return(self._returns, self.config.health):
+            self._restore(before)
+        else:
+            log.warning(
+                'update %d: actions are narrow and what the return had gained is being lost: back '
+                'to the last version with wider actions',
+                self.updates,
+            )
+            self._restore(self._wide)
+            self._wide = None
+            # Other weights than this version acted with.
+            self.version += 1
+        self.alarms += 1
+        self.algorithm.gentler()
+        self._use_learning_rate()
+
     def _use_learning_rate(self) -> None:
         for group in self.optimizer.param_groups:
             group['lr'] = self.algorithm.config.learning_rate
@@ -308,6 +346,7 @@ class Learner:
             | pack_optimizer('critic_adam', self.critic.optimizer)
             | self.critic.memory()
             | ({} if self.imitation is None else self.imitation.memory())
+            | {RETURNS: torch.tensor(self._returns, dtype=torch.float64)}
         )
 
     def _restore(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -318,6 +357,8 @@ class Learner:
         self.critic.set_memory(tensors)
         if self.imitation is not None:
             self.imitation.set_memory(tensors)
+        # States of older programs have none.
+        self._returns = tensors[RETURNS].tolist() if RETURNS in tensors else []
 
     def _remember(self) -> None:
         self._recent[self.version] = self.policy.clone()

@@ -118,7 +118,8 @@ class TrainingRun:
         """Learn from one rollout, make it durable, and return (metrics, new checkpoint or None).
 
         There is no new checkpoint while only the critic warms up, and after a collapse: then the
-        version that acted stays the newest good one. When `stop` turns true in the middle,
+        version that acted stays the newest good one, unless the learner goes further back (see
+        `Learner.update`), which is a checkpoint of its own. When `stop` turns true in the middle,
         UpdateStopped is raised and neither the learner nor the folder has changed.
         """
         before = self.learner.version
@@ -235,6 +236,8 @@ class TrainingRun:
     def _write_checkpoint(self, metrics: dict[str, float]) -> ckpt.Manifest:
         version = self.learner.version
         keep = ('success_rate', 'episodes', 'control_steps', 'action_std_ratio', 'cfm_ratio')
+        if metrics['collapsed']:  # these weights are older ones: what was measured is of others
+            keep = ('episodes', 'control_steps')
         self.latest = self.learner.policy.save(
             self.run_dir / 'checkpoints' / f'v{version:06d}',
             version=version,

@@ -21,8 +21,9 @@ from dipod_ros.learning.algorithms.self_distillation import (  # noqa: E402
     InterleavedConfig,
     self_distill,
 )
+from dipod_ros.learning.collapse import HealthConfig  # noqa: E402
 from dipod_ros.learning.critic import CriticConfig  # noqa: E402
-from dipod_ros.learning.health import HealthConfig, elbo_gap_nats  # noqa: E402
+from dipod_ros.learning.health import elbo_gap_nats  # noqa: E402
 from dipod_ros.learning.learner import Learner, LearnerConfig  # noqa: E402
 from dipod_ros.policy.path import PathSamples, cfm_loss  # noqa: E402
 from dipod_ros.policy.spec import SamplerSpec  # noqa: E402

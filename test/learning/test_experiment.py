@@ -11,6 +11,7 @@ torch = pytest.importorskip('torch')
 
 from dipod_ros.errors import UserError  # noqa: E402
 from dipod_ros.learning import experiment, experiment_start, suites  # noqa: E402
+from dipod_ros.learning.collapse import HealthConfig  # noqa: E402
 from dipod_ros.learning.dataset import Demonstrations  # noqa: E402
 from dipod_ros.learning.experiment import (  # noqa: E402
     Interrupted,
@@ -18,6 +19,7 @@ from dipod_ros.learning.experiment import (  # noqa: E402
     run_job,
 )
 from dipod_ros.learning.experiment_result import (  # noqa: E402
+    alarm_at,
     collapsed,
     outdated,
     read_result,
@@ -26,7 +28,6 @@ from dipod_ros.learning.experiment_result import (  # noqa: E402
 )
 from dipod_ros.learning.experiment_score import SWEEP, without_noise  # noqa: E402
 from dipod_ros.learning.experiment_start import make_worlds, start_policy  # noqa: E402
-from dipod_ros.learning.health import HealthConfig  # noqa: E402
 from dipod_ros.learning.regimes import Regime  # noqa: E402
 from dipod_ros.learning.scripted import record  # noqa: E402
 from dipod_ros.learning.suites import Job  # noqa: E402
@@ -195,16 +196,16 @@ def test_the_alarm_is_off_and_what_it_would_have_said_is_kept(tiny, tmp_path):
     assert guarded.learner.config.health == HealthConfig()
     training = Training(Job('reach', 'fpo++', 0, tiny), tmp_path)
     assert training.learner.config.health.max_cfm_ratio == math.inf
-    good = {'cfm_ratio': 1.2, 'action_std_ratio': 0.8}
+    good = {'cfm_ratio': 1.2, 'action_std_ratio': 0.8, 'return_mean': 0.5, 'success_rate': 0.5}
     training.curve = [good | {'control_steps': 10}, good | {'control_steps': 20}]
-    assert training._alarm_at() is None
+    assert training.report()['alarm_at'] is None
     for bad in ({'cfm_ratio': 1.6}, {'action_std_ratio': 0.4}, {'cfm_ratio': math.nan}):
         training.curve[1] = good | bad | {'control_steps': 20}
-        assert training._alarm_at() == 20
+        assert training.report()['alarm_at'] == alarm_at(training.report()) == 20
     # A chain's velocity is no flow of its actions: its loss says nothing, its spread does.
     chain = Training(Job('reach', 'dppo', 0, tiny), tmp_path)
     chain.curve = [good | {'cfm_ratio': 9.0, 'control_steps': 10}]
-    assert chain._alarm_at() is None
+    assert chain.report()['alarm_at'] is None and alarm_at(chain.report()) is None
 
 
 def test_scratch_keeps_the_normaliser_alone(tmp_path):

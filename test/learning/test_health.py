@@ -15,8 +15,8 @@ from scipy.integrate import quad
 
 torch = pytest.importorskip('torch')
 
+from dipod_ros.learning.collapse import HealthConfig  # noqa: E402
 from dipod_ros.learning.health import (  # noqa: E402
-    HealthConfig,
     check_health,
     elbo_gap_nats,
     own_sample_statistics,
@@ -78,9 +78,14 @@ def test_a_policy_is_healthy_compared_with_itself(make_policy):
 
 
 def test_actions_that_shrink_to_a_point_raise_the_alarm(linear_flow):
-    """e^-1 = .37 of the spread is below the .45 allowed."""
+    """e^-1 = .37 of the spread is below the .45 allowed, unless the return has held."""
     report = health(linear_flow(diagonal(1.0)), linear_flow(diagonal(0.0)))
     assert report['collapsed'] == 1
+    rising = check_health(
+        linear_flow(diagonal(1.0)), linear_flow(diagonal(0.0)), OBSERVATIONS, HealthConfig(), rng(),
+        returns=range(10),
+    )  # fmt: skip
+    assert rising == report | {'collapsed': 0}
     assert report['action_std_ratio'] == pytest.approx(math.exp(-1), rel=0.1)
     # By its own loss it looks better than ever: that alone is no sign of health.
     assert report['cfm_ratio'] < 1

@@ -20,10 +20,16 @@ from dipod_ros.learning.suites import Job  # noqa: E402
 DOCS = Path(__file__).resolve().parents[2] / 'docs/bench_learn.md'
 
 
-def write_result(folder, job, score, **changes):
+def write_result(folder, job, score, rings_at=math.inf, **changes):
     """Write what a job with this final success would have left."""
     curve = [
-        {'control_steps': 1000 * i, 'success_rate': score * i / 10, 'return_mean': 5.0 * score * i}
+        {
+            'control_steps': 1000 * i,
+            'success_rate': score * i / 10,
+            'return_mean': 5.0 * score * i,
+            'action_std_ratio': 0.9,
+            'cfm_ratio': 2.0 if i >= rings_at else 1.1,
+        }
         for i in range(1, 11)
     ]
     flow = job.method != 'gaussian_ppo'
@@ -73,7 +79,7 @@ def results(tmp_path):
     for regime in ('clip_1.0', 'long'):
         for seed in range(2):
             jobs.append(Job('pillar_reach', 'fpo++', seed, regime))
-            write_result(tmp_path, jobs[-1], 0.1 * (1 + seed), collapsed=seed == 0, alarm_at=3000)
+            write_result(tmp_path, jobs[-1], 0.1 * (1 + seed), 3, collapsed=seed == 0)
     failed = Job('reach', 'gaussian_ppo', 4)
     failed.file(tmp_path, '.error.json').write_text(json.dumps({'error': 'ValueError: no'}))
     return tmp_path, jobs

@@ -10,8 +10,8 @@ torch = pytest.importorskip('torch')
 
 from dipod_ros.errors import UserError  # noqa: E402
 from dipod_ros.learning.algorithms.dipod import DipodConfig  # noqa: E402
+from dipod_ros.learning.collapse import HealthConfig  # noqa: E402
 from dipod_ros.learning.critic import CriticConfig  # noqa: E402
-from dipod_ros.learning.health import HealthConfig  # noqa: E402
 from dipod_ros.learning.learner import Learner, LearnerConfig  # noqa: E402
 from dipod_ros.learning.state_io import load_state, save_state  # noqa: E402
 
@@ -151,6 +151,103 @@ def test_after_a_collapse_the_policy_is_the_one_before(
         k for k in before if k.startswith('policy_adam')
     }
     assert not torch.equal(after['critic.layers.0.weight'], before['critic.layers.0.weight'])
+
+
+# Judged by single rollouts; every policy is narrow to NARROW and none is to WIDE.
+WIDE = replace(QUICK.health, max_cfm_ratio=9.0, min_action_std_ratio=0.0, return_updates=1)
+NARROW = replace(WIDE, min_action_std_ratio=9.0)
+SEVEN = (1.0, 1.1) * 3 + (1.0,)
+
+
+def learn_from(learner, make_rollout, health, *returns):
+    """Update once for each return, with an alarm of these settings; return the last metrics."""
+    learner.config = replace(learner.config, health=health)
+    for value in returns:
+        rollout = make_rollout(learner.policy, seed=learner.updates, version=learner.version)
+        row = learner.update(
+            replace(rollout, returns=np.full(rollout.episodes, value, dtype=np.float32))
+        )
+    return row
+
+
+def test_narrow_actions_are_no_collapse_while_the_return_holds(make_policy, make_rollout):
+    learner = Learner(make_policy(), QUICK)
+    assert learn_from(learner, make_rollout, NARROW, 1.0)['collapsed'] == 1  # nothing to compare
+    row = learn_from(learner, make_rollout, NARROW, 1.1, 2.0, 1.9)
+    assert (row['collapsed'], row['alarms'], row['version']) == (0, 1, 3)
+
+
+def test_a_narrow_policy_that_lost_its_return_gives_way_to_the_last_wide_one(
+    make_policy, make_rollout, assert_same_weights
+):
+    learner = Learner(make_policy(), replace(QUICK, max_lag=9))
+    learn_from(learner, make_rollout, WIDE, *SEVEN)
+    wide = learner._snapshot()
+    assert learn_from(learner, make_rollout, NARROW, 1.2, 1.3)['version'] == 9
+    narrow = learner.behaviour(9)
+    row = learn_from(learner, make_rollout, NARROW, -9.0)
+    assert (row['collapsed'], row['alarms'], row['version']) == (1, 1, 10)
+    assert_same_weights(learner.policy, learner.behaviour(7))
+    assert_same_weights(learner.behaviour(10), learner.policy)
+    assert_same_weights(learner.behaviour(9), narrow)  # its decisions are still on their way
+    assert learner.algorithm.config.epochs == 2
+    # The rollout that the wide version was last judged by counts, what came after it does not.
+    assert learner._returns == pytest.approx([*SEVEN, 1.2])
+    after = learner._snapshot()
+    same = [k for k in wide if k.startswith('policy')]
+    assert all(torch.equal(after[k], wide[k]) for k in same)
+    # And it may become narrow again.
+    assert learn_from(learner, make_rollout, NARROW, 1.3)['collapsed'] == 0
+
+
+def test_a_collapse_while_the_return_holds_costs_one_update(
+    make_policy, make_rollout, assert_same_weights
+):
+    learner = Learner(make_policy(), QUICK)
+    learn_from(learner, make_rollout, WIDE, 1.0, 1.1)
+    learn_from(learner, make_rollout, NARROW, 1.2)
+    row = learn_from(learner, make_rollout, replace(NARROW, max_cfm_ratio=0.0), 1.3)
+    assert (row['collapsed'], row['version']) == (1, 3)
+    assert_same_weights(learner.policy, learner.behaviour(3))
+
+
+def test_wide_again_is_a_new_place_to_go_back_to(make_policy, make_rollout, assert_same_weights):
+    learner = Learner(make_policy(), QUICK)
+    learn_from(learner, make_rollout, WIDE, *SEVEN)
+    learn_from(learner, make_rollout, NARROW, 1.2)
+    learn_from(learner, make_rollout, WIDE, 1.3)
+    latest = learner.policy.clone()
+    learn_from(learner, make_rollout, NARROW, 1.4, -9.0)
+    assert_same_weights(learner.policy, latest)
+
+
+@pytest.mark.parametrize('returns', [(1.3, 1.4), (-9.0, 1.0)])
+def test_a_run_that_is_narrow_goes_on_bit_by_bit(make_policy, make_rollout, tmp_path, returns):
+    first = Learner(make_policy(), QUICK)
+    learn_from(first, make_rollout, WIDE, *SEVEN)
+    learn_from(first, make_rollout, NARROW, 1.2)
+    first.save(tmp_path / 'state')
+    resumed = Learner(make_policy(), QUICK)
+    resumed.load(tmp_path / 'state')
+    rows = [learn_from(learner, make_rollout, NARROW, *returns) for learner in (first, resumed)]
+    assert rows[0] == rows[1] and rows[0]['alarms'] == (returns[0] < 0)
+    assert_same_state(first, resumed)
+    for learner in (first, resumed):
+        learner.save(tmp_path / f'{learner is first}')
+    assert (tmp_path / 'True').read_bytes() == (tmp_path / 'False').read_bytes()
+
+
+def test_a_state_without_returns_begins_to_count_anew(make_policy, make_rollout, tmp_path):
+    """That of a program that did not look at them."""
+    learner = Learner(make_policy(), QUICK)
+    run(learner, make_rollout, 2)
+    learner.save(tmp_path / 'state')
+    tensors, info = load_state(tmp_path / 'state')
+    del tensors['returns']
+    save_state(tmp_path / 'state', tensors, info)
+    resumed = Learner(make_policy(), QUICK)
+    resumed.load(tmp_path / 'state')
+    assert resumed._returns == [] and resumed.updates == 2
 
 
 def test_weights_that_are_not_a_number_are_a_collapse(

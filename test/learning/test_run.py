@@ -13,6 +13,7 @@ torch = pytest.importorskip('torch')
 from dipod_ros.errors import UserError  # noqa: E402
 from dipod_ros.learning.algorithms.base import UpdateStopped  # noqa: E402
 from dipod_ros.learning.algorithms.dipod import DipodConfig  # noqa: E402
+from dipod_ros.learning.collapse import HealthConfig  # noqa: E402
 from dipod_ros.learning.critic import CriticConfig  # noqa: E402
 from dipod_ros.learning.distill import DistillConfig  # noqa: E402
 from dipod_ros.learning.learner import LearnerConfig  # noqa: E402
@@ -136,6 +137,25 @@ def test_a_collapse_makes_no_checkpoint(open_run, improve, tmp_path):
     assert not list(tmp_path.glob('run/checkpoints/*'))
     again = open_run(RUINOUS)
     assert again.learner.alarms == 1 and again.learner.algorithm.config.learning_rate == 2.5
+
+
+def test_going_back_to_wider_actions_is_a_checkpoint(open_run, improve, tmp_path):
+    """Whoever acts with the narrow version has to be told."""
+    run = open_run()
+    improve(run, 2)
+    learner = run.learner
+    wide = learner._snapshot()
+    improve(run)
+    learner._wide, learner._returns = wide, [9.0] * 10
+    learner.config = replace(
+        learner.config, health=HealthConfig(min_action_std_ratio=9.0, return_updates=1)
+    )
+    metrics, manifest = improve(run)
+    assert metrics['collapsed'] == 1 and manifest.version == 3
+    assert manifest.sha256 == ckpt.read_manifest(tmp_path / 'run/checkpoints/v000001').sha256
+    # Of the weights that were given up, nothing is said of these.
+    assert set(manifest.metrics) == {'episodes', 'control_steps'}
+    assert run.version_of(manifest.sha256) == 3
 
 
 def test_a_checkpoint_whose_update_was_never_saved_is_made_again(open_run, improve, tmp_path):
