@@ -114,13 +114,16 @@ def _loop_shares(env: Any, policy: FlowPolicy, options: Options) -> dict[str, An
     config = DipodConfig(epochs=options.pick(DipodConfig().epochs, 5))
     learner = Learner(policy, LearnerConfig(algorithm=config, critic_warmup_updates=0))
     spent = {'rollout': 0.0, 'update': 0.0}
-    steps = 0
+    steps, gradient_s = 0, 0.0
     updates = options.pick(10, 2)
-    for update in tqdm(range(updates), desc='train: loop', leave=False):
+    for update in tqdm(range(updates + 1), desc='train: loop', leave=False):
         start = time.process_time()
         rollout = _collect(env, learner.policy, update, learner.version)
         middle = time.process_time()
         learner.update(rollout)
+        if update == 0:  # warms up; the ELBO gap of every tenth update is still among the others
+            gradient_s = learner.gradient_s
+            continue
         spent['rollout'] += middle - start
         spent['update'] += time.process_time() - middle
         steps += rollout.control_steps
@@ -129,7 +132,7 @@ def _loop_shares(env: Any, policy: FlowPolicy, options: Options) -> dict[str, An
         'loop_updates': updates,
         'update_s': spent['update'] / updates,
         'rollout_s': spent['rollout'] / updates,
-        'not_gradient_share': 1 - learner.gradient_s / total,
+        'not_gradient_share': 1 - (learner.gradient_s - gradient_s) / total,
         'learning_steps_per_s': steps / total,
     }
 

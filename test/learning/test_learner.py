@@ -14,6 +14,7 @@ from dipod_ros.learning.collapse import HealthConfig  # noqa: E402
 from dipod_ros.learning.critic import CriticConfig  # noqa: E402
 from dipod_ros.learning.learner import Learner, LearnerConfig  # noqa: E402
 from dipod_ros.learning.state_io import load_state, save_state  # noqa: E402
+from dipod_ros.policy.spec import SamplerSpec  # noqa: E402
 
 QUICK = LearnerConfig(
     algorithm=DipodConfig(epochs=4, minibatches=2, samples_per_action=4),
@@ -380,11 +381,22 @@ def test_metrics_tell_what_came_in(make_policy, make_rollout):
     assert 'elbo_gap_nats' not in row
 
 
-def test_the_gap_is_estimated_every_so_often(make_policy, make_rollout):
-    learner = Learner(make_policy(), replace(QUICK, gap_every=2))
-    rows = run(learner, make_rollout, 3)
+@pytest.mark.parametrize(
+    'sampler, target, names',
+    [
+        (None, 0.0, ['exact_gap_nats']),
+        # What beta is adapted to is the lower bound, which needs no likelihood ...
+        (None, 1.0, ['elbo_gap_nats', 'exact_gap_nats']),
+        # ... and all that can be had where the sampler draws noise.
+        (SamplerSpec('sde', 5), 0.0, ['elbo_gap_nats']),
+    ],
+)
+def test_the_gap_is_estimated_every_so_often(make_policy, make_rollout, sampler, target, names):
+    algorithm = replace(QUICK.algorithm, gap_target=target)
+    settings = replace(QUICK, gap_every=2, algorithm=algorithm)
+    rows = run(Learner(make_policy(sampler=sampler), settings), make_rollout, 3)
     for name in ('elbo_gap_nats', 'exact_gap_nats'):
-        assert [name in r for r in rows] == [True, False, True]
+        assert [name in r for r in rows] == [name in names, False, name in names]
 
 
 def test_a_state_of_another_network_is_refused(make_policy, tmp_path):

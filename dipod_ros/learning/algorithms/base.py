@@ -110,6 +110,11 @@ class Algorithm(ABC):
         """Take the settings."""
         self.config = config
 
+    @property
+    def wants_fitted_gap(self) -> bool:
+        """Whether `observe` goes by `elbo_gap_nats`, also where the gap itself can be had."""
+        return False
+
     def start(self, policy: FlowPolicy) -> FlowPolicy:
         """Return the policy that learns and acts, made from the one given, which is not touched."""
         return policy.clone().requires_grad_(True)

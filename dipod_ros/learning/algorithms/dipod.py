@@ -153,6 +153,11 @@ class Dipod(Algorithm):
         self._start: FlowPolicy | None = None
         self._columns: torch.Tensor | slice = slice(None)
 
+    @property
+    def wants_fitted_gap(self) -> bool:
+        """True when beta is adapted to it."""
+        return self.config.gap_target > 0
+
     def start(self, policy: FlowPolicy) -> FlowPolicy:
         """Return a copy that learns."""
         self._start = policy.clone() if self.config.anchor == 'start' else None
