@@ -43,6 +43,7 @@ from dipod_ros.learning.experiment_start import make_worlds, start_demonstration
 from dipod_ros.learning.imitation import ImitationConfig
 from dipod_ros.learning.learner import Learner, LearnerConfig
 from dipod_ros.learning.methods import METHODS
+from dipod_ros.learning.q_critic import QCriticConfig
 from dipod_ros.learning.regimes import REGIMES, TASKS
 from dipod_ros.learning.rollout import Rollout, collect_episodes
 from dipod_ros.learning.seeding import numpy_rng
@@ -145,13 +146,14 @@ class Training:
         start, self.start_sha256 = start_policy(job, run_dir)
         # A method that adapts to the gap measures it itself, as part of learning.
         self._gap_inside = getattr(config, 'gap_target', 0) > 0
-        imitated = self.method.imitation
+        imitated, q_critic = self.method.imitation, self.method.q_critic
         self.learner = Learner(
             start,
             LearnerConfig(
                 algorithm=config,
                 critic=CriticConfig(**self.method.critic),
                 imitation=None if imitated is None else ImitationConfig(**imitated),
+                q_critic=None if q_critic is None else QCriticConfig(**q_critic),
                 critic_warmup_updates=self.method.critic_warmup_updates,
                 health=ALARM if self.method.guarded else NO_ALARM,
                 max_lag=self.regime.lag + self.regime.window - 1,

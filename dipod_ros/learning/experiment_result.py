@@ -15,6 +15,7 @@ from dipod_ros.errors import UserError
 from dipod_ros.learning.collapse import HealthConfig, first_alarm
 from dipod_ros.learning.critic import CriticConfig
 from dipod_ros.learning.methods import METHODS
+from dipod_ros.learning.q_critic import QCriticConfig
 from dipod_ros.learning.regimes import REGIMES, TASKS
 from dipod_ros.learning.suites import Job, update_config
 from dipod_ros.policy.atomic import write_file
@@ -33,10 +34,12 @@ def outdated(job: Job, result: dict[str, Any], start_sha256: str) -> bool:
 
 def settings_of(job: Job, start_sha256: str) -> dict[str, Any]:
     """Return everything that decides a result besides the program, as plain values."""
+    q_critic = METHODS[job.method].q_critic
     settings = {
         'method': asdict(METHODS[job.method]),
         'config': asdict(update_config(job)),
         'critic': asdict(CriticConfig(**METHODS[job.method].critic)),
+        'q_critic': None if q_critic is None else asdict(QCriticConfig(**q_critic)),
         'task': asdict(TASKS[job.task]),
         'regime': asdict(REGIMES[job.regime]),
         'start_sha256': start_sha256,

@@ -152,10 +152,13 @@ class Imitation:
             i += 1
 
 
-def _successes(
+def normalised(
     policy: FlowPolicy, demonstrations: Demonstrations
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return normalised observations [M, O] and chunks [M, D] of the episodes that succeeded."""
+    """Return observations [M, O] and chunks [M, D] of all episodes, normalised as `policy` does it.
+
+    Raises UserError when they are of another task or shape.
+    """
     spec, other = policy.spec, demonstrations.spec
     for what, mine, theirs in (
         ('task', spec.task, other.task),
@@ -174,11 +177,19 @@ def _successes(
     for stream, place in spec.images:
         encoder = load_encoder(stream, policy.encoder_weights)
         observations[:, place] = encoder.encode(demonstrations.images[stream.name])
-    good = torch.from_numpy(demonstrations.success[demonstrations.episodes])
     return (
-        policy.normalizer.observation(torch.from_numpy(observations))[good],
-        policy.normalizer.action(torch.from_numpy(demonstrations.actions).flatten(1))[good],
+        policy.normalizer.observation(torch.from_numpy(observations)),
+        policy.normalizer.action(torch.from_numpy(demonstrations.actions).flatten(1)),
     )
+
+
+def _successes(
+    policy: FlowPolicy, demonstrations: Demonstrations
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what `normalised` returns, of the episodes that succeeded."""
+    observations, actions = normalised(policy, demonstrations)
+    good = torch.from_numpy(demonstrations.success[demonstrations.episodes])
+    return observations[good], actions[good]
 
 
 def load_demonstrations(path: Path | str) -> list[Demonstrations]:

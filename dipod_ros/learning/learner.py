@@ -34,6 +34,7 @@ from dipod_ros.learning.dataset import Demonstrations
 from dipod_ros.learning.drift.report import executed_gap
 from dipod_ros.learning.health import check_health, elbo_gap_nats
 from dipod_ros.learning.imitation import Imitation, ImitationConfig
+from dipod_ros.learning.q_critic import QCritic, QCriticConfig
 from dipod_ros.learning.rollout import Rollout
 from dipod_ros.learning.seeding import torch_rng
 from dipod_ros.learning.state_io import (
@@ -68,6 +69,8 @@ class LearnerConfig:
     health: HealthConfig = field(default_factory=HealthConfig)
     # Demonstrations, and own successes, that every gradient step imitates; None is none.
     imitation: ImitationConfig | None = None
+    # An off-policy critic of chunks beside the critic; None is none.
+    q_critic: QCriticConfig | None = None
     # The first updates fit the critic alone: an untrained baseline makes the first steps noise.
     critic_warmup_updates: int = 1
     # Versions whose decisions are still used; the prototype learned clearly slower at lag 8.
@@ -87,8 +90,9 @@ class Learner:
     ) -> None:
         """Start from `policy`, which is copied; `config.seed` decides everything random.
 
-        `demonstrations` are what `config.imitation` is about. Raises UserError when they do not fit
-        the policy, or there is nothing to imitate.
+        `demonstrations` are what `config.imitation` is about, and what `config.q_critic` learns
+        from as well. Raises UserError when they do not fit the policy, or there is nothing to
+        imitate.
         """
         torch.manual_seed(config.seed)
         self.config = config
@@ -102,6 +106,9 @@ class Learner:
         self.imitation: Imitation | None = None
         if config.imitation is not None:
             self.imitation = Imitation(self.policy, config.imitation, demonstrations)
+        self.q: QCritic | None = None
+        if config.q_critic is not None:
+            self.q = QCritic(self.policy, config.q_critic, demonstrations)
         self.version = 0
         self.updates = 0
         self.control_steps = 0
@@ -138,6 +145,8 @@ class Learner:
         unknown = sorted({int(v) for v in np.unique(rollout.version)} - self._recent.keys())
         if unknown:
             raise UserError(f'rollout holds decisions of forgotten policy versions {unknown}')
+        if self.q is not None:
+            self.q.require_fits(rollout)
         config, update = self.config, self.updates
         begun = self._snapshot()
         metrics: dict[str, float] = {
@@ -153,6 +162,9 @@ class Learner:
         metrics['explained_variance'] = self.critic.fit(
             self.policy, rollout, returns, torch_rng(config.seed, 'critic', update)
         )
+        if self.q is not None:
+            rng = torch_rng(config.seed, 'q', update)
+            metrics |= self.q.learn(self.policy, rollout, rng)
         self.gradient_s += time.process_time() - begun_s
         if self.imitation is not None:
             self.imitation.watch(self.policy, rollout)
@@ -174,6 +186,9 @@ class Learner:
             )
         elif update >= config.critic_warmup_updates:
             batch = self._with_memory(batch, rollout, torch_rng(config.seed, 'path', update))
+            if self.q is not None:
+                rng = torch_rng(config.seed, 'imagined', update)
+                batch = self.q.extend(batch, rollout, self.policy, self.algorithm, rng)
             begun_s = time.process_time()
             try:
                 metrics |= run_epochs(
@@ -348,6 +363,7 @@ class Learner:
             | pack_optimizer('critic_adam', self.critic.optimizer)
             | self.critic.memory()
             | ({} if self.imitation is None else self.imitation.memory())
+            | ({} if self.q is None else self.q.state())
             | {RETURNS: torch.tensor(self._returns, dtype=torch.float64)}
         )
 
@@ -359,6 +375,8 @@ class Learner:
         self.critic.set_memory(tensors)
         if self.imitation is not None:
             self.imitation.set_memory(tensors)
+        if self.q is not None:
+            self.q.set_state(tensors)
         # States of older programs have none.
         self._returns = tensors[RETURNS].tolist() if RETURNS in tensors else []
 

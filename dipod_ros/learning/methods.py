@@ -24,7 +24,9 @@ class Method:
     guarded: bool = False
     sampler: SamplerSpec | None = None  # instead of the one of the checkpoint
     imitation: dict[str, Any] | None = None  # of an ImitationConfig; None is none
-    demonstrations: bool = False  # whether those that the start was cloned from are imitated
+    # Whether those that the start was cloned from are imitated, and taught to the Q critic.
+    demonstrations: bool = False
+    q_critic: dict[str, Any] | None = None  # of a QCriticConfig; None is none
     critic: dict[str, Any] = field(default_factory=dict)  # of a CriticConfig
     critic_warmup_updates: int = 1
     # Whether steps of a sampler make the actions, so that other numbers of them mean something.
@@ -86,6 +88,12 @@ METHODS = {
         settings={'beta': 0.1, **LARGE},
         imitation={'weight': 0.3},
         demonstrations=True,
+    ),
+    'dipod_0.1_q': Method(
+        'DiPOD 0.1, large steps averaged, an off-policy critic that saw the demonstrations',
+        settings={'beta': 0.1, **LARGE},
+        demonstrations=True,
+        q_critic={},
     ),
     'dipod_0.1_self': Method(
         'DiPOD 0.1, own successes kept in the batch, a small critic',

@@ -110,7 +110,14 @@ SUITES = {
         'what 13 minutes of an arm are enough for',
         ('pillar_reach',),
         ('arm_20k',),
-        ('fpo++', 'dipod_0.1', 'dipod_0.1_ema', 'dipod_0.1_demos', 'dipod_0.1_ema_demos'),
+        (
+            'fpo++',
+            'dipod_0.1',
+            'dipod_0.1_ema',
+            'dipod_0.1_demos',
+            'dipod_0.1_ema_demos',
+            'dipod_0.1_q',
+        ),
     ),
     'sparse': Suite(
         'a start that succeeds one time in ten',

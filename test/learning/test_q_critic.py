@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The off-policy critic: targets by hand, a known MDP, what it adds to a batch, and a resume."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip('torch')
+
+from dipod_ros.errors import UserError  # noqa: E402
+from dipod_ros.learning.algorithms.dipod import DipodConfig  # noqa: E402
+from dipod_ros.learning.collapse import HealthConfig  # noqa: E402
+from dipod_ros.learning.critic import CriticConfig  # noqa: E402
+from dipod_ros.learning.dataset import Demonstrations  # noqa: E402
+from dipod_ros.learning.learner import Learner, LearnerConfig  # noqa: E402
+from dipod_ros.learning.q_critic import QCritic, QCriticConfig, td_lambda_targets  # noqa: E402
+from dipod_ros.learning.q_memory import demonstrated_decisions, newest_decisions  # noqa: E402
+from dipod_ros.learning.q_network import QNetwork  # noqa: E402
+from dipod_ros.learning.rollout import Rollout  # noqa: E402
+
+SMALL = QCriticConfig(
+    members=2, width=16, depth=1, first_rounds=3, rounds=2, steps=5, batch=16, samples=3, imagined=7
+)
+QUICK = LearnerConfig(
+    algorithm=DipodConfig(epochs=3, minibatches=2, samples_per_action=4),
+    critic=CriticConfig(width=16, epochs=2),
+    health=HealthConfig(1e9, 0.0, states=32, actions_per_state=4),
+    q_critic=SMALL,
+    critic_warmup_updates=1,
+    gap_every=0,
+)
+
+
+def sparse(rollout):
+    """Return the rollout with a reward at the ends of episodes only, as demonstrations have it."""
+    rewards = np.where(rollout.last, rollout.rewards, 0).astype(np.float32)
+    return replace(rollout, rewards=rewards, success=rewards[rollout.last] > 0)
+
+
+@pytest.fixture
+def make_demonstrations(make_spec):
+    """Return four demonstrations of two decisions, of which the second and third succeed."""
+
+    def make(**options):
+        rng = np.random.default_rng(3)
+        spec = make_spec(**options)
+        return Demonstrations(
+            spec=spec,
+            observations=rng.normal(size=(8, spec.observation_size)).astype(np.float32),
+            actions=rng.normal(size=(8, spec.horizon, len(spec.joints))).astype(np.float32),
+            episodes=np.repeat(np.arange(4), 2),
+            success=np.array([False, True, True, False]),
+            seed=0,
+        )
+
+    return make
+
+
+def targets(rewards, ahead, terminated, last, td_lambda):
+    flags = [torch.tensor(x, dtype=torch.bool) for x in (terminated, last)]
+    values = [torch.tensor(x) for x in (rewards, ahead)]
+    return td_lambda_targets(*values, *flags, 0.5, td_lambda).tolist()
+
+
+def test_targets_by_hand():
+    # An episode that ends by itself, and one that is cut off after two decisions.
+    rewards, ahead = [0.0, 0.0, 1.0, 0.0, 2.0], [0.4, 0.8, 9.0, 0.6, 0.2]
+    terminated, last = [0, 0, 1, 0, 0], [0, 0, 1, 0, 1]
+    one = targets(rewards, ahead, terminated, last, 0.0)
+    np.testing.assert_allclose(one, [0.2, 0.4, 1.0, 0.3, 2.1], rtol=1e-6)
+    whole = targets(rewards, ahead, terminated, last, 1.0)
+    np.testing.assert_allclose(whole, [0.25, 0.5, 1.0, 1.05, 2.1], rtol=1e-6)
+    # 0.5 (0.5 * 0.8 + 0.5 * 1.0) = 0.45, then 0.5 (0.5 * 0.4 + 0.5 * 0.45) = 0.2125.
+    half = targets(rewards, ahead, terminated, last, 0.5)
+    np.testing.assert_allclose(half[:3], [0.2125, 0.45, 1.0], rtol=1e-6)
+
+
+def test_what_followed_an_end_is_ignored_whatever_it_is():
+    assert targets([1.0], [float('nan')], [1], [1], 0.7) == [1.0]
+
+
+def walk(policy, episodes, seed, version=0):
+    """Two decisions: the second pays 1 when both went right (first joint above 0)."""
+    rng = np.random.default_rng(seed)
+    count = 2 * episodes
+    last = np.arange(count) % 2 == 1
+    noise = rng.normal(size=(count, policy.spec.noise_size)).astype(np.float32)
+    observations = np.zeros((count, 1), np.float32)
+    observations[~last] = 1  # the start; the second state says whether the first went right
+    first = policy.act(observations[~last], noise[~last])
+    observations[last] = np.where(first[:, :1, 0] > 0, 0.5, -0.5)
+    chunks = np.zeros((count, 1, 2), np.float32)
+    chunks[~last] = first
+    chunks[last] = policy.act(observations[last], noise[last])
+    won = (chunks[last, 0, 0] > 0) & (observations[last, 0] > 0)
+    rewards = np.zeros(count, np.float32)
+    rewards[last] = won
+    following = np.zeros_like(observations)
+    following[~last] = observations[last]
+    following[last] = np.nan
+    return Rollout(
+        observations, noise, chunks, rewards, following, last, last,
+        np.full(count, version), won, won.astype(np.float32), count,
+    )  # fmt: skip
+
+
+def test_the_q_function_of_a_small_mdp_is_found(make_policy):
+    """Q of going right and wrong, in the start and in the second states, is known."""
+    policy = make_policy(observed=1)
+    config = QCriticConfig(members=2, width=32, first_rounds=12, gamma=0.9)
+    torch.manual_seed(0)
+    critic = QCritic(policy, config)
+    critic.learn(policy, walk(policy, 512, 0), torch.Generator().manual_seed(0))
+    # How often this policy goes right in the second state, where that counts.
+    z = np.random.default_rng(9).normal(size=(4000, 2)).astype(np.float32)
+    right = float((policy.act(np.full((4000, 1), 0.5, np.float32), z)[:, 0, 0] > 0).mean())
+    assert 0.1 < right < 0.9
+    for state, clock, wanted_right in ((1.0, 0.0, 0.9 * right), (0.5, 0.1, 1.0), (-0.5, 0.1, 0.0)):
+        for sign, wanted in ((1.0, wanted_right), (-1.0, 0.0)):
+            chunk = torch.tensor([[0.7 * sign, 0.0]])
+            q = critic.values(torch.tensor([[state]]), torch.tensor([clock]), chunk)
+            assert abs(float(q) - wanted) < 0.1, (state, sign)
+
+
+def test_learning_with_q_reaches_the_goal_of_the_small_mdp_sooner(make_policy):
+    """The same six rollouts of 16 episodes with and without; judged on 1000 others."""
+
+    def learned(q_critic, seed):
+        settings = replace(
+            QUICK,
+            algorithm=DipodConfig(epochs=10, learning_rate=1e-3),
+            critic=CriticConfig(),
+            q_critic=q_critic,
+            seed=seed,
+        )
+        learner = Learner(make_policy(observed=1), settings)
+        for update in range(6):
+            acting = learner.behaviour(learner.version)
+            learner.update(walk(acting, 16, 100 * seed + update, learner.version))
+        return walk(learner.policy, 1000, 999).success.mean()
+
+    config = QCriticConfig(members=2, width=32, first_rounds=6, rounds=2, imagined=64)
+    plain = np.mean([learned(None, seed) for seed in range(2)])
+    with_q = np.mean([learned(config, seed) for seed in range(2)])
+    print('Q', plain, with_q)
+    assert with_q > plain + 0.05
+
+
+def test_joint_increments_are_seen_as_means_and_other_actions_whole(make_spec):
+    spec = make_spec(size=2, horizon=5)
+    network = QNetwork(spec, 3, 8, 1)
+    assert network.ends == [3, 5]
+    o, clock, a = torch.randn(4, 2), torch.zeros(4), torch.randn(4, 10)
+    assert network(o, clock, a).shape == (3, 4)
+    # Swapping the first two steps changes no mean.
+    swapped = a[:, [2, 3, 0, 1, 4, 5, 6, 7, 8, 9]]
+    torch.testing.assert_close(network(o, clock, swapped), network(o, clock, a))
+    whole = QNetwork(replace(spec, action='raw'), 3, 8, 1)
+    assert not torch.allclose(whole(o, clock, swapped), whole(o, clock, a))
+    assert [QNetwork(make_spec(horizon=h), 1, 8, 1).ends for h in (1, 2, 16)] == [
+        [1],
+        [1, 2],
+        [8, 16],
+    ]
+
+
+def test_members_do_not_touch_each_other(make_spec):
+    torch.manual_seed(0)
+    network = QNetwork(make_spec(), 3, 8, 2)
+    out = network(torch.randn(5, 2), torch.rand(5), torch.randn(5, 2))
+    out[1].sum().backward()
+    for parameter in network.parameters():
+        assert parameter.grad[1].any() and not parameter.grad[[0, 2]].any()
+
+
+def test_demonstrations_are_rewarded_at_the_end_of_a_success(make_policy, make_demonstrations):
+    shown = demonstrated_decisions(make_policy(), make_demonstrations())
+    assert shown.rewards.tolist() == [0, 0, 0, 1, 0, 1, 0, 0]
+    assert shown.last.tolist() == shown.terminated.tolist() == [False, True] * 4
+    np.testing.assert_allclose(shown.clock, [0, 0.1] * 4)
+    torch.testing.assert_close(shown.next_observations[0], shown.observations[1])
+
+
+def test_half_of_a_gradient_step_are_demonstrations(make_policy, make_demonstrations):
+    critic = QCritic(make_policy(), SMALL, [make_demonstrations()])
+    rows = critic._rows(100, 108, torch.Generator().manual_seed(0))
+    assert len(rows) == 16 and int((rows >= 100).sum()) == 8 and int(rows.max()) < 108
+    assert int(critic._rows(100, 100, torch.Generator().manual_seed(0)).max()) < 100
+
+
+def test_rewards_that_demonstrations_do_not_have_are_refused_and_nothing_happens(
+    make_policy, make_demonstrations, make_rollout
+):
+    learner = Learner(make_policy(), QUICK, [make_demonstrations()])
+    dense = make_rollout(learner.policy)
+    assert dense.rewards[~dense.last].any()
+    before = learner._snapshot()
+    with pytest.raises(UserError, match='give the Q critic no demonstrations'):
+        learner.update(dense)
+    after = learner._snapshot()
+    assert after.keys() == before.keys() and all(torch.equal(after[k], before[k]) for k in after)
+    learner.update(sparse(dense))
+    Learner(make_policy(), QUICK).update(dense)  # without demonstrations any reward will do
+
+
+def test_only_the_newest_rollout_of_a_window_is_remembered(make_policy, make_rollout):
+    policy = make_policy()
+    old, new = (make_rollout(policy, episodes=4, seed=s) for s in (0, 1))
+    window = replace(Rollout.concatenate([old, new]), success=new.success, returns=new.returns)
+    kept = newest_decisions(policy, window)
+    np.testing.assert_array_equal(kept.rewards, new.rewards)
+    np.testing.assert_array_equal(kept.observations, new.observations)
+
+
+def test_the_oldest_decisions_are_forgotten(make_policy, make_rollout):
+    policy = make_policy()
+    critic = QCritic(policy, replace(SMALL, memory=10))
+    for seed in (0, 1):
+        rollout = make_rollout(policy, episodes=4, seed=seed)
+        critic.learn(policy, rollout, torch.Generator().manual_seed(seed))
+    assert len(critic.own) == 10
+    np.testing.assert_array_equal(critic.own.rewards[-8:], rollout.rewards)
+
+
+def test_the_batch_gets_both_advantages_and_imagined_decisions(make_policy, make_rollout):
+    torch.manual_seed(0)
+    learner = Learner(make_policy(), replace(QUICK, critic_warmup_updates=9))
+    rollout = make_rollout(learner.policy)
+    learner.update(rollout)
+    raw = learner._batch(rollout, torch.linspace(-1, 1, len(rollout)))
+    batch = learner._with_memory(raw, rollout, torch.Generator().manual_seed(1))
+
+    def extended(**changes):
+        learner.q.config = replace(SMALL, **changes)
+        rng = torch.Generator().manual_seed(2)
+        return learner.q.extend(batch, rollout, learner.policy, learner.algorithm, rng)
+
+    more = extended()
+    assert len(more) == len(rollout) + 7
+    assert all(len(v) == len(more) for v in more.memory.values())
+    for part in (more.advantages[:-7], more.advantages[-7:]):
+        assert float(part.square().mean().sqrt()) == pytest.approx(1, abs=1e-4)
+    torch.testing.assert_close(more.actions[:-7], raw.actions)
+    # An imagined action is the policy's own for its noise.
+    own = learner.policy.sample(more.observations, more.noise)
+    torch.testing.assert_close(more.actions, own, rtol=1e-4, atol=1e-5)
+    alone = extended(weight=0.0, imagined=0)
+    unit = raw.advantages / raw.advantages.square().mean().sqrt()
+    torch.testing.assert_close(alone.advantages, unit, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(more.advantages[:-7], unit, atol=0.05)
+
+
+@pytest.mark.parametrize('shown', [False, True])
+def test_a_resumed_run_goes_on_bit_by_bit(
+    make_policy, make_demonstrations, make_rollout, tmp_path, shown
+):
+    demonstrations = [make_demonstrations()] if shown else []
+
+    def run(learner, updates):
+        rows = []
+        for _ in range(updates):
+            acting = learner.behaviour(learner.version)
+            rollout = make_rollout(acting, seed=learner.updates, version=learner.version)
+            rows.append(learner.update(sparse(rollout)))
+        return rows
+
+    straight = Learner(make_policy(), QUICK, demonstrations)
+    rows = run(straight, 4)
+    first = Learner(make_policy(), QUICK, demonstrations)
+    run(first, 2)
+    first.save(tmp_path / 'state')
+    torch.manual_seed(99)
+    resumed = Learner(make_policy(seed=5), QUICK, demonstrations)
+    resumed.load(tmp_path / 'state')
+    assert run(resumed, 2) == rows[2:]
+    a, b = straight._snapshot(), resumed._snapshot()
+    assert a.keys() == b.keys() and any(name.startswith('q_memory.') for name in a)
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+    assert len(resumed.q.own) == 4 * 64
+
+
+def test_a_state_without_q_is_refused(make_policy, make_rollout, tmp_path):
+    plain = Learner(make_policy(), replace(QUICK, q_critic=None))
+    plain.update(make_rollout(plain.policy))
+    plain.save(tmp_path / 'state')
+    with pytest.raises(UserError, match='does not fit this policy'):
+        Learner(make_policy(), QUICK).load(tmp_path / 'state')
+
+
+def test_after_a_collapse_policy_and_optimiser_go_back_and_q_keeps_what_it_learned(
+    make_policy, make_rollout, assert_same_weights
+):
+    ruinous = replace(
+        QUICK,
+        algorithm=replace(QUICK.algorithm, learning_rate=5.0, max_grad_norm=1e6),
+        health=HealthConfig(states=32, actions_per_state=4),
+        critic_warmup_updates=0,
+    )
+    learner = Learner(make_policy(), ruinous)
+    row = learner.update(make_rollout(learner.policy))
+    assert row['collapsed'] == 1 and row['q_loss'] > 0
+    assert_same_weights(learner.policy, make_policy())
+    assert len(learner.q.own) == 64
+    kept = learner.q.values(torch.zeros(1, 2), torch.zeros(1), torch.zeros(1, 2))
+    assert torch.isfinite(kept).all()
+
+
+def test_without_q_learning_is_what_it_was(make_policy, make_rollout):
+    policies = []
+    for config in (None, replace(SMALL, weight=0.0, imagined=0)):
+        learner = Learner(make_policy(), replace(QUICK, q_critic=config, critic_warmup_updates=0))
+        learner.update(make_rollout(learner.policy))
+        policies.append(learner.policy)
+    for a, b in zip(*(p.parameters() for p in policies), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('values', 'reason'),
+    [
+        ({'members': 0}, 'members must be at least 1, got 0'),
+        ({'batch': 1}, 'batch must be at least 2, got 1'),
+        ({'samples': 1}, 'samples must be at least 2, got 1'),
+        ({'weight': -1.0}, r'weight must not be negative, got -1\.0'),
+        ({'td_lambda': 1.1}, r'td_lambda must be within 0\.\.1, got 1\.1'),
+        ({'learning_rate': 0.0}, r'learning_rate must be above 0, got 0\.0'),
+        ({'gamma': float('nan')}, 'gamma must be within'),
+    ],
+)
+def test_impossible_settings_are_refused(values, reason):
+    with pytest.raises(UserError, match=reason):
+        QCriticConfig(**values)
