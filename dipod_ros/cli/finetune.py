@@ -61,6 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--demo-decay', type=float, default=1.0, help='of that, per update (default %(default)s)'
     )
+    parser.add_argument(
+        '--q-critic',
+        action='store_true',
+        help='an off-policy critic of chunks beside the usual one; it learns from --demos, too',
+    )
     parser.add_argument('--gap-every', type=int, default=10, help='default %(default)s')
     parser.add_argument(
         '--student',
@@ -87,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
     from dipod_ros.learning.fresh_student import FreshConfig
     from dipod_ros.learning.imitation import ImitationConfig
     from dipod_ros.learning.learner import LearnerConfig
+    from dipod_ros.learning.q_critic import QCriticConfig
     from dipod_ros.learning.rollout import collect_episodes
     from dipod_ros.learning.run import RunConfig, TrainingRun, read_metrics
     from dipod_ros.learning.seeding import numpy_rng
@@ -112,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
             ema=args.ema,
         ),
         imitation=ImitationConfig(args.demo_weight, args.demo_decay) if args.demos else None,
+        q_critic=QCriticConfig() if args.q_critic else None,
         gap_every=args.gap_every,
         seed=args.seed,
     )

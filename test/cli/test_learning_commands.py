@@ -142,6 +142,16 @@ def test_finetune_keeps_demonstrations_in_the_batch(at):
         assert all(row['demo_loss'] > 0 for row in rows[1:]) and len(rows) > 1
 
 
+def test_finetune_with_a_q_critic_shows_it_the_demonstrations(at):
+    words = ('--episodes', 4, '--epochs', 1, '--gap-every', 0, '--eval-episodes', 4)
+    words += ('--student', 'off', '--q-critic', '--demos', 'runs/demos', '--demo-weight', 0)
+    words += ('--run-dir', 'ft_q', '--json', 'q.json')
+    for steps in (150, 400):  # the second goes on with the first
+        assert run('finetune', 'flow', '--control-steps', steps, *words) == 0
+    rows = json.loads(Path('q.json').read_text())['curve']
+    assert all(row['q_loss'] > 0 and 'demo_loss' not in row for row in rows) and len(rows) > 1
+
+
 def test_inspect_shows_joints_limits_and_lineage(at, capsys):
     assert run('inspect', 'student', '--json', 'i.json') == 0
     text = capsys.readouterr().out

@@ -283,6 +283,18 @@ def test_plans_take_all_of_seed_0_first():
     assert len(suites.plan(['quick'])) == 8
 
 
+def test_a_method_may_have_a_q_critic_that_saw_the_demonstrations(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment_start, 'STARTS', tmp_path / 'starts')
+    monkeypatch.setattr(experiment_start, 'DEMONSTRATIONS', 6)
+    training = Training(Job('reach', 'dipod_0.1_q', 0, 'smoke'), tmp_path)
+    shown = Demonstrations.load(tmp_path / 'starts/demonstrations/reach.safetensors')
+    assert len(training.learner.q.shown) == len(shown.observations)
+    assert training.learner.imitation is None and training.settings['q_critic']['members'] == 4
+    while not training.finished:
+        training.step()
+    assert len(training.learner.q.own) > 0
+
+
 @pytest.mark.parametrize('name', suites.SUITES)
 def test_every_suite_can_be_run(name):
     for job in suites.plan([name], seeds=1):

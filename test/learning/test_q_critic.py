@@ -143,7 +143,6 @@ def test_learning_with_q_reaches_the_goal_of_the_small_mdp_sooner(make_policy):
     config = QCriticConfig(members=2, width=32, first_rounds=6, rounds=2, imagined=64)
     plain = np.mean([learned(None, seed) for seed in range(2)])
     with_q = np.mean([learned(config, seed) for seed in range(2)])
-    print('Q', plain, with_q)
     assert with_q > plain + 0.05
 
 
