@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dipod_ros.learning.experiment_result import smooth
-from dipod_ros.learning.methods import METHODS
+from dipod_ros.learning.methods import METHODS, SWEEP, SWEPT
 from dipod_ros.learning.regimes import REGIMES, TASKS
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ def draw(report: Report, folder: Path) -> list[Path]:
         name = f'{task}_{regime}'
         kind = TASKS[task].score_kind
         title = f'{task}, {REGIMES[regime].about}'
+        if set(runs) <= set(SWEPT):
+            pictures.append(_settings(folder / f'settings_{task}.png', runs, kind, title))
+            continue
         pictures += [
             _curves(folder / f'curve_{name}.png', runs, _learning, kind, title),
             _curves(folder / f'gap_{name}.png', runs, _gap, 'exact ELBO gap (nats)', title),
@@ -120,6 +123,21 @@ def _sweep(
     return _save(plt, figure, axes, path)
 
 
+def _settings(path: Path, runs: dict[str, list[dict[str, Any]]], label: str, title: str) -> Path:
+    """Draw what each setting of the sweep ends with: a bar, and a point for each seed."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(8, 1 + 0.2 * len(runs)), layout='constrained')
+    families = {name: family for family in SWEEP for name in runs if name.startswith(family)}
+    for place, (name, results) in enumerate(runs.items()):
+        scores = [run['score'] for run in results]
+        axes.barh(place, np.mean(scores), color=_color(families[name]), alpha=0.6)
+        axes.plot(scores, [place] * len(scores), 'k.', markersize=4)
+    axes.set_yticks(range(len(runs)), [name.replace('_', ' ') for name in runs], fontsize=7)
+    axes.invert_yaxis()
+    axes.set(xlabel=label, title=title)
+    return _save(plt, figure, axes, path, legend=False)
+
+
 def _clips(path: Path, report: Report, task: str) -> Path | None:
     """Draw the score over the clip, one line per method; None with fewer than two clips."""
     rows = [r for r in report.rows if r['task'] == task and r['regime'] in CLIPS and r['seeds']]
@@ -171,9 +189,10 @@ def _color(method: str):
     return colors[list(METHODS).index(method) % len(colors)]
 
 
-def _save(plt, figure, axes, path: Path) -> Path:
+def _save(plt, figure, axes, path: Path, legend: bool = True) -> Path:
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    if legend:
+        axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path

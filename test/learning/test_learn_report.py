@@ -15,7 +15,8 @@ from dipod_ros.errors import UserError  # noqa: E402
 from dipod_ros.learning.experiment_result import SCHEMA, settings_of, write_json  # noqa: E402
 from dipod_ros.learning.learn_plots import band  # noqa: E402
 from dipod_ros.learning.learn_report import collect, markdown, write_report  # noqa: E402
-from dipod_ros.learning.suites import Job  # noqa: E402
+from dipod_ros.learning.methods import SWEEP  # noqa: E402
+from dipod_ros.learning.suites import Job, plan  # noqa: E402
 
 DOCS = Path(__file__).resolve().parents[2] / 'docs/bench_learn.md'
 
@@ -235,3 +236,19 @@ def test_a_band_covers_what_all_curves_have():
     assert (x[0], x[-1]) == (5.0, 10.0)
     assert (mean[0], low[0], high[0]) == (0.75, 0.5, 1.0)
     assert (mean[-1], low[-1], high[-1]) == (1.0, 1.0, 1.0)
+
+
+def test_the_settings_of_the_sweep_are_one_picture(tmp_path):
+    jobs = plan(['sweep'])
+    for job in jobs[:5]:
+        write_result(tmp_path, job, 0.5)
+    written = write_report(collect(jobs, tmp_path), tmp_path / 'report')
+    pictures = [path.name for path in written if path.suffix == '.png']
+    assert pictures == ['settings_pillar_reach.png']
+
+
+def test_every_method_has_as_many_settings_in_the_sweep():
+    jobs = plan(['sweep'])
+    counts = [sum(job.method.startswith(f'{name}_rate') for job in jobs) for name in SWEEP]
+    assert counts == [len(jobs) / len(SWEEP)] * len(SWEEP)
+    assert not {job.seed for job in jobs} & set(range(5))
