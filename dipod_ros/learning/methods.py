@@ -95,6 +95,35 @@ METHODS = {
         demonstrations=True,
         q_critic={},
     ),
+    'fpo++_q': Method(
+        'FPO++, large steps averaged, an off-policy critic that saw the demonstrations',
+        settings={'beta': 0.0, **LARGE},
+        demonstrations=True,
+        q_critic={},
+    ),
+    # What the sweep chose; its choice for DiPOD is dipod_0.1_ema.
+    'fpo++_tuned': Method(
+        'FPO++ as swept', settings={'beta': 0.0, 'learning_rate': 3e-4, 'epochs': 12, 'ema': 0.95}
+    ),
+    'dppo_tuned': Method(
+        'DPPO as swept',
+        'dppo',
+        'DppoConfig',
+        {'learning_rate': 3e-4, 'epochs': 40, 'ema': 0.95},
+    ),
+    'reinflow_tuned': Method(
+        'ReinFlow as swept',
+        'reinflow',
+        'ReinFlowConfig',
+        {'learning_rate': 1e-4, 'epochs': 16, 'ema': 0.95},
+    ),
+    'gaussian_ppo_tuned': Method(
+        'Gaussian PPO as swept',
+        'gaussian_ppo',
+        'GaussianPpoConfig',
+        {'learning_rate': 1e-4, 'epochs': 40, 'ema': 0.95},
+        flow=False,
+    ),
     'dipod_0.1_self': Method(
         'DiPOD 0.1, own successes kept in the batch, a small critic',
         settings={'beta': 0.1},
