@@ -147,8 +147,16 @@ class Learner:
             raise UserError(f'rollout holds decisions of forgotten policy versions {unknown}')
         if self.q is not None:
             self.q.require_fits(rollout)
-        config, update = self.config, self.updates
         begun = self._snapshot()
+        try:
+            return self._improve(rollout, stop)
+        except UpdateStopped:
+            self._restore(begun)
+            raise
+
+    def _improve(self, rollout: Rollout, stop: Callable[[], bool]) -> dict[str, float]:
+        """Do what `update` says; UpdateStopped leaves everything half-way."""
+        config, update = self.config, self.updates
         metrics: dict[str, float] = {
             'success_rate': float(rollout.success.mean()),
             'return_mean': float(rollout.returns.mean()),
@@ -164,7 +172,7 @@ class Learner:
         )
         if self.q is not None:
             rng = torch_rng(config.seed, 'q', update)
-            metrics |= self.q.learn(self.policy, rollout, rng)
+            metrics |= self.q.learn(self.policy, rollout, rng, stop)
         self.gradient_s += time.process_time() - begun_s
         if self.imitation is not None:
             self.imitation.watch(self.policy, rollout)
@@ -190,19 +198,15 @@ class Learner:
                 rng = torch_rng(config.seed, 'imagined', update)
                 batch = self.q.extend(batch, rollout, self.policy, self.algorithm, rng)
             begun_s = time.process_time()
-            try:
-                metrics |= run_epochs(
-                    self.algorithm,
-                    self.policy,
-                    self.optimizer,
-                    batch,
-                    torch_rng(config.seed, 'minibatch', update),
-                    stop,
-                    self.imitation and self.imitation.term(update, config.seed),
-                )
-            except UpdateStopped:
-                self._restore(begun)
-                raise
+            metrics |= run_epochs(
+                self.algorithm,
+                self.policy,
+                self.optimizer,
+                batch,
+                torch_rng(config.seed, 'minibatch', update),
+                stop,
+                self.imitation and self.imitation.term(update, config.seed),
+            )
             self.gradient_s += time.process_time() - begun_s
             rng = torch_rng(config.seed, 'after', update)
             metrics |= self.algorithm.after_epochs(self.policy, batch, update, rng)
@@ -283,6 +287,11 @@ class Learner:
         Raises UserError, and changes nothing, when the file does not fit.
         """
         tensors, info = load_state(path)
+        if self.q is not None and not any(name.startswith('q.') for name in tensors):
+            raise UserError(
+                f'{Path(path)} does not fit this policy: it was learned without a Q critic; leave '
+                'q_critic off, or begin another run'
+            )
         before = self._snapshot()
         try:
             counters = {name: int(info[name]) for name in COUNTERS}

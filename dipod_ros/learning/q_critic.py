@@ -17,13 +17,19 @@ estimated by samples).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from dipod_ros.errors import UserError
-from dipod_ros.learning.algorithms.base import Algorithm, Batch, autocast, root_mean_square
+from dipod_ros.learning.algorithms.base import (
+    Algorithm,
+    Batch,
+    UpdateStopped,
+    autocast,
+    root_mean_square,
+)
 from dipod_ros.learning.critic import CLOCK_UNIT
 from dipod_ros.learning.dataset import Demonstrations
 from dipod_ros.learning.q_memory import (
@@ -134,18 +140,28 @@ class QCritic:
         return torch.cat([self.network(o[p], clock[p], a[p]).mean(0) for p in parts])
 
     def learn(
-        self, policy: FlowPolicy, rollout: Rollout, generator: torch.Generator
+        self,
+        policy: FlowPolicy,
+        rollout: Rollout,
+        generator: torch.Generator,
+        stop: Callable[[], bool] = lambda: False,
     ) -> dict[str, float]:
-        """Remember a rollout and fit Q of the present policy; return statistics."""
+        """Remember a rollout and fit Q of the present policy; return statistics.
+
+        `stop` is asked before each round; True raises UpdateStopped, with Q half-way.
+        """
         config, new = self.config, newest_decisions(policy, rollout)
         first = self.own is None
-        own = new if self.own is None else Decisions.concatenate([self.own, new])
+        # Copies, also of the first one: a rollout is its caller's.
+        own = Decisions.concatenate([new] if self.own is None else [self.own, new])
         self.own = own = own[max(0, len(own) - config.memory) :]
         table = own if self.shown is None else Decisions.concatenate([own, self.shown])
         following, _ = own_chunks(policy, table.next_observations, 1, generator)
         returns = self._targets(table, torch.zeros(len(table)), td_lambda=1.0)
         loss = torch.zeros(())
         for _ in range(config.first_rounds if first else config.rounds):
+            if stop():
+                raise UpdateStopped
             clock = table.clock + 1 / CLOCK_UNIT
             ahead = self.values(table.next_observations, clock, following[0])
             # No decision is worth more, or less, than one was: an error that feeds itself ends.
@@ -153,8 +169,7 @@ class QCritic:
             targets = self._targets(table, ahead, config.td_lambda)
             for _ in range(config.steps):
                 rows = self._rows(len(own), len(table), generator)
-                batch = table[rows]
-                q = self.network(batch.observations, batch.clock, batch.actions)
+                q = self.network(table.observations[rows], table.clock[rows], table.actions[rows])
                 error = (q - targets[rows]).square().mean(1)
                 self.optimizer.zero_grad()
                 # The sum: each member learns as it would alone.

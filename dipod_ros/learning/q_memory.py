@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from dipod_ros.errors import UserError
+from dipod_ros.learning.chunk_chains import chunk_chains
 from dipod_ros.learning.critic import CLOCK_UNIT, decision_index
 from dipod_ros.learning.dataset import Demonstrations
 from dipod_ros.learning.imitation import normalised
@@ -59,7 +60,7 @@ def rollout_decisions(policy: FlowPolicy, rollout: Rollout) -> Decisions:
     """Return all decisions of a rollout."""
     last = torch.from_numpy(rollout.last)
     # What followed an end may be no number.
-    following = torch.from_numpy(np.nan_to_num(rollout.next_observations))
+    following = torch.from_numpy(np.nan_to_num(rollout.next_observations, posinf=0.0, neginf=0.0))
     return Decisions(
         policy.normalizer.observation(torch.from_numpy(rollout.observations)),
         decision_index(last) / CLOCK_UNIT,
@@ -83,15 +84,18 @@ def demonstrated_decisions(policy: FlowPolicy, demonstrations: Demonstrations) -
     """Return all decisions of demonstrations, failures included.
 
     They hold no rewards: the last decision of a success gets 1, all others 0, and every episode
-    ends by itself (see `require_sparse`). Raises UserError when they do not fit the policy.
+    ends by itself (see `require_sparse`). Where chunks overlap, as in recordings, each episode is
+    several, a chunk from one decision to the next (see `chunk_chains`). Raises UserError when they
+    do not fit the policy, or cannot be had a chunk apart.
     """
     observations, actions = normalised(policy, demonstrations)
-    episodes = torch.from_numpy(demonstrations.episodes.astype(np.int64))
-    last = torch.cat([episodes[1:] != episodes[:-1], torch.tensor([True])])
-    won = torch.from_numpy(demonstrations.success)[episodes]
+    order, ends, age = chunk_chains(demonstrations.actions, demonstrations.episodes)
+    observations, actions = observations[order], actions[order]
+    last = torch.from_numpy(ends)
+    won = torch.from_numpy(demonstrations.success[demonstrations.episodes[order]])
     return Decisions(
         observations,
-        decision_index(last) / CLOCK_UNIT,
+        torch.from_numpy(age.astype(np.float32)) / CLOCK_UNIT,
         actions,
         (last & won).float(),
         observations.roll(-1, 0),
@@ -103,11 +107,16 @@ def demonstrated_decisions(policy: FlowPolicy, demonstrations: Demonstrations) -
 def require_sparse(rollout: Rollout) -> None:
     """Raise UserError where demonstrations, which hold no rewards, cannot stand beside a rollout.
 
-    They can when an episode is worth 1 if it succeeded and 0 if not, at its end.
+    They can when an episode is worth 1 if it succeeded and 0 if not, at its end; one that was cut
+    off is worth 0 so far, whatever came of it.
     """
-    newest = rollout.rewards[rollout.last][-rollout.episodes :]
-    if np.any(rollout.rewards[~rollout.last]) or not np.array_equal(newest, rollout.success):
+    newest = slice(-rollout.episodes, None)
+    won = rollout.success & rollout.terminated[rollout.last][newest]
+    if np.any(rollout.rewards[~rollout.last]) or not np.array_equal(
+        rollout.rewards[rollout.last][newest], won
+    ):
         raise UserError(
-            'demonstrations hold no rewards, and here they are more than 1 at the end of a '
-            'success: give the Q critic no demonstrations'
+            'demonstrations hold no rewards, so that beside them the reward must be 1 at the end '
+            'of a success and 0 elsewhere, and here it is not: give the Q critic no '
+            'demonstrations, or leave q_critic off'
         )

@@ -62,6 +62,8 @@ class Rollout:
         for name in ('observations', 'chunks', 'rewards'):
             if not np.all(np.isfinite(getattr(self, name))):
                 raise UserError(f'rollout holds {name} that are not finite')
+        if not np.all(np.isfinite(self.next_observations[~self.terminated])):
+            raise UserError('rollout holds next_observations that are not finite before its ends')
 
     @staticmethod
     def concatenate(parts: Iterable[Rollout]) -> Rollout:

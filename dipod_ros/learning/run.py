@@ -45,7 +45,7 @@ class RunConfig:
     distill: DistillConfig = field(default_factory=DistillConfig)
     # Keeps a student beside the flow, so that each checkpoint has one; None is no such student.
     fresh: FreshConfig | None = None
-    # A file or folder of demonstrations, for `learner.imitation`.
+    # A file or folder of demonstrations, for `learner.imitation` and `learner.q_critic`.
     demonstrations: Path | None = None
     keep_checkpoints: int = 20  # the newest ones, and as many fresh students; 0 keeps all
     tensorboard: bool = True

@@ -48,16 +48,29 @@ class TrainerParams:
     clip: float = param(0.2, 'trust region of the ratio', low=0.0)
     trust_region: str = param('ppo', 'ppo, or aspo for A < 0', choices=('ppo', 'aspo'))
     learning_rate: float = param(3e-4, 'of the policy (Adam)', low=0.0)
+    ema: float = param(
+        0.0,
+        'decay per gradient step of the weights averaged over an update, below 1; 0 is none',
+        low=0.0,
+        high=1.0,
+    )
     precision: str = param(
         'float32', 'of the matrix products of an update', choices=('float32', 'bfloat16')
     )
     demonstrations: str = param(
-        '', 'file or folder of demonstrations that every gradient step imitates as well'
+        '',
+        'file or folder of demonstrations that every gradient step imitates as well, and that '
+        'q_critic learns from',
     )
     demo_weight: float = param(
-        0.1, 'of their flow-matching loss, x RMS of the advantage; with demonstrations', low=0.0
+        0.1, 'of their flow-matching loss, x RMS of the advantage; 0 imitates none', low=0.0
     )
     demo_decay: float = param(1.0, 'of demo_weight, per update', low=0.0, high=1.0)
+    q_critic: bool = param(
+        False,
+        'an off-policy critic of chunks beside the usual one, for few episodes; demonstrations '
+        'beside it want a reward of 1 at the end of a success and 0 elsewhere',
+    )
     critic_warmup_updates: int = param(1, 'first updates that fit the critic alone', low=0)
     max_lag: int = param(2, 'policy versions after which a decision is stale', low=0)
     gap_every: int = param(10, 'updates between ELBO gap estimates; 0 is never', low=0)
@@ -97,6 +110,7 @@ def open_run(p: TrainerParams) -> TrainingRun:
     from dipod_ros.learning.fresh_student import FreshConfig
     from dipod_ros.learning.imitation import ImitationConfig
     from dipod_ros.learning.learner import LearnerConfig
+    from dipod_ros.learning.q_critic import QCriticConfig
     from dipod_ros.learning.run import RunConfig, TrainingRun
 
     torch.set_num_threads(p.threads)
@@ -119,11 +133,13 @@ def open_run(p: TrainerParams) -> TrainingRun:
                     clip=p.clip,
                     trust_region=p.trust_region,
                     learning_rate=p.learning_rate,
+                    ema=p.ema,
                 ),
                 critic=CriticConfig(),
                 imitation=ImitationConfig(p.demo_weight, p.demo_decay)
                 if p.demonstrations
                 else None,
+                q_critic=QCriticConfig() if p.q_critic else None,
                 critic_warmup_updates=p.critic_warmup_updates,
                 max_lag=p.max_lag,
                 gap_every=p.gap_every,

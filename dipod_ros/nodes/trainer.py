@@ -254,6 +254,8 @@ class Trainer(Node):
     def _fail(self, reason: str) -> None:
         self._error = reason
         self._set_state('error')
+        # The process ends before the next round of diagnostics.
+        self._diagnostics.publish()
 
     def _report(self) -> Report:
         counts = self._assembler.counts

@@ -19,6 +19,7 @@ from node_process import TIMEOUT_S, NodeProcess  # noqa: E402
 from peer import Peer, make_context  # noqa: E402
 from std_msgs.msg import Float64MultiArray, String, UInt8MultiArray  # noqa: E402
 
+from dipod_ros.learning.dataset import Demonstrations  # noqa: E402
 from dipod_ros.policy import checkpoint as ckpt  # noqa: E402
 from dipod_ros.policy.decision import Decision, encode  # noqa: E402
 from dipod_ros.policy.flow import load_policy  # noqa: E402
@@ -162,6 +163,25 @@ def actor(folder):
 
 
 @pytest.fixture
+def demonstrations(folder):
+    """Write six demonstrations of random chunks, half of them successes; return the file."""
+    spec = ckpt.read_manifest(folder / 'initial').spec
+    rng = np.random.default_rng(1)
+    count = 6 * STEPS
+    Demonstrations(
+        spec=spec,
+        observations=rng.standard_normal((count, spec.observation_size)).astype(np.float32),
+        actions=(0.02 * rng.standard_normal((count, spec.horizon, len(spec.joints)))).astype(
+            np.float32
+        ),
+        episodes=np.repeat(np.arange(6), STEPS),
+        success=np.arange(6) % 2 == 0,
+        seed=1,
+    ).save(folder / 'demonstrations.safetensors')
+    return str(folder / 'demonstrations.safetensors')
+
+
+@pytest.fixture
 def start(folder):
     started = []
 
@@ -216,6 +236,48 @@ def test_killed_at_any_time_it_resumes_from_whole_files(start, actor, folder):
     actor.use(actor.checkpoints[0]['path'])
     actor.seq, actor.episode = 1000, 1000
     actor.act_until(lambda: any(c['version'] == resumed + 1 for c in actor.checkpoints))
+
+
+def test_a_q_critic_learns_from_replay_and_demonstrations_and_survives_a_kill(
+    start, actor, demonstrations
+):
+    given = {'q_critic': True, 'demonstrations': demonstrations, 'demo_weight': 0.0, 'ema': 0.5}
+    trainer = start(**given)
+    actor.wait_connected()
+    for version in (1, 2):
+        actor.act()
+        actor.wait(lambda v=version: [c for c in actor.checkpoints if c['version'] == v])
+        actor.use(actor.checkpoints[-1]['path'])
+    actor.wait(lambda: len(actor.metrics) == 2)
+    for metrics in actor.metrics:
+        assert 0 < metrics['q_loss'] < 1 and metrics['update_s'] > 0
+        # Q alone learns from them.
+        assert 'demo_loss' not in metrics
+    update = ckpt.read_manifest(actor.checkpoints[-1]['path']).lineage['update']
+    assert update['ema'] == 0.5
+    trainer.stop(signal.SIGKILL)
+    actor.checkpoints.clear()
+    second = start(**given)
+    actor.wait(lambda: actor.checkpoints)
+    assert actor.checkpoints[0]['version'] == 2
+    actor.seq, actor.episode = 1000, 1000
+    actor.act_until(lambda: any(c['version'] == 3 for c in actor.checkpoints))
+    assert second.stop() == 0
+
+
+def test_rewards_that_q_cannot_learn_beside_demonstrations_end_it_with_the_reason(
+    start, actor, demonstrations, folder
+):
+    trainer = start(q_critic=True, demonstrations=demonstrations)
+    actor.wait_connected()
+    actor.act(reward=0.3)
+    reason = 'give the Q critic no demonstrations, or leave q_critic off'
+    assert trainer.exit_code() == 2
+    assert reason in trainer.log and 'Traceback' not in trainer.log
+    told = [s.message for m in actor.diagnostics for s in m.status if s.level == s.ERROR]
+    assert told and reason in told[-1]
+    assert actor.statuses[-1]['state'] == 'error' and reason in actor.statuses[-1]['error']
+    assert not (folder / 'run/learner.safetensors').exists()
 
 
 def test_finish_distils_a_student_and_hands_over(start, actor):
@@ -279,6 +341,7 @@ def test_nothing_is_learned_from_what_was_not_executed_or_is_not_a_decision(star
         ({'run_dir': '/proc/run'}, 'cannot write run_dir'),
         ({'trust_region': 'none'}, 'trust_region'),
         ({'clip': 0.0}, 'clip must be above 0'),
+        ({'ema': 1.0}, 'ema must be at least 0 and below 1'),
     ],
 )
 def test_bad_parameters_end_it_with_one_line(start, parameters, reason):

@@ -14,6 +14,7 @@ from dipod_ros.learning.algorithms.self_distillation import InterleavedConfig
 from dipod_ros.learning.collapse import HealthConfig
 from dipod_ros.learning.critic import CriticConfig
 from dipod_ros.learning.learner import Learner, LearnerConfig
+from dipod_ros.learning.q_critic import QCriticConfig
 from dipod_ros.learning.rollout import Rollout
 from dipod_ros.policy.flow import load_policy
 
@@ -42,21 +43,27 @@ def rollout_of(learner: Learner) -> Rollout:
     )
 
 
-def main(checkpoint: str, folder: str) -> None:
-    """Learn for three updates and write the weights and the metrics."""
+def main(checkpoint: str, folder: str, q_critic: str = '') -> None:
+    """Learn for three updates, with a Q critic where asked to; write weights and metrics."""
     parallel.join()
     settings = LearnerConfig(
         # 90 rows in 4 minibatches of 23, 23, 23 and 21: two processes never share them evenly.
         algorithm=InterleavedConfig(beta=0.1, epochs=3, minibatches=4, samples_per_action=4),
         critic=CriticConfig(width=16, epochs=2),
         health=HealthConfig(states=16, actions_per_state=4, max_cfm_ratio=9.0),
+        q_critic=QCriticConfig(members=2, width=16, first_rounds=2, rounds=2, steps=5, imagined=7)
+        if q_critic
+        else None,
         critic_warmup_updates=0,
         gap_every=0,
     )
     learner = Learner(load_policy(checkpoint), settings)
     rows = [learner.update(rollout_of(learner)) for _ in range(3)]
     name = f'{parallel.world_size()}-{parallel.rank()}'
-    save_file(dict(learner.policy.state_dict()), Path(folder) / f'{name}.safetensors')
+    tensors = dict(learner.policy.state_dict())
+    if learner.q is not None:
+        tensors |= learner.q.state()
+    save_file(tensors, Path(folder) / f'{name}.safetensors')
     (Path(folder) / f'{name}.json').write_text(json.dumps(rows))
     parallel.leave()
 

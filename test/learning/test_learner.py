@@ -261,7 +261,7 @@ def test_weights_that_are_not_a_number_are_a_collapse(
     assert_same_weights(learner.policy, make_policy())
 
 
-@pytest.mark.parametrize('name', ['observations', 'chunks', 'rewards'])
+@pytest.mark.parametrize('name', ['observations', 'chunks', 'rewards', 'next_observations'])
 @pytest.mark.parametrize('value', [np.nan, np.inf])
 def test_a_rollout_that_is_not_finite_is_refused_and_nothing_happens(
     make_policy, make_rollout, name, value

@@ -62,6 +62,17 @@ def test_two_processes_learn_what_one_learns(make_policy, tmp_path):
             assert first[name] == pytest.approx(alone[name], rel=1e-3, abs=1e-5), name
 
 
+def test_two_processes_keep_the_same_q_critic(make_policy, tmp_path):
+    """Each fits its own, from the same numbers: nothing of it is sent."""
+    make_policy().save(tmp_path / 'start')
+    launch(2, tmp_path / 'start', tmp_path, 'q_critic')
+    first, second = (load_file(tmp_path / f'2-{rank}.safetensors') for rank in (0, 1))
+    assert first.keys() == second.keys() and 'q_memory.rewards' in first
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    start = make_policy().state_dict()
+    assert any((first[n] - start[n]).abs().max() > 1e-3 for n in start)
+
+
 def test_alone_nothing_is_shared():
     index = torch.arange(5)
     assert torch.equal(parallel.share(index), index)

@@ -9,15 +9,22 @@ import pytest
 torch = pytest.importorskip('torch')
 
 from dipod_ros.errors import UserError  # noqa: E402
+from dipod_ros.learning.algorithms.base import UpdateStopped  # noqa: E402
 from dipod_ros.learning.algorithms.dipod import DipodConfig  # noqa: E402
 from dipod_ros.learning.collapse import HealthConfig  # noqa: E402
 from dipod_ros.learning.critic import CriticConfig  # noqa: E402
 from dipod_ros.learning.dataset import Demonstrations  # noqa: E402
 from dipod_ros.learning.learner import Learner, LearnerConfig  # noqa: E402
 from dipod_ros.learning.q_critic import QCritic, QCriticConfig, td_lambda_targets  # noqa: E402
-from dipod_ros.learning.q_memory import demonstrated_decisions, newest_decisions  # noqa: E402
+from dipod_ros.learning.q_memory import (  # noqa: E402
+    demonstrated_decisions,
+    newest_decisions,
+    require_sparse,
+    rollout_decisions,
+)
 from dipod_ros.learning.q_network import QNetwork  # noqa: E402
 from dipod_ros.learning.rollout import Rollout  # noqa: E402
+from dipod_ros.learning.windows import WindowConfig, cut  # noqa: E402
 
 SMALL = QCriticConfig(
     members=2, width=16, depth=1, first_rounds=3, rounds=2, steps=5, batch=16, samples=3, imagined=7
@@ -181,6 +188,57 @@ def test_demonstrations_are_rewarded_at_the_end_of_a_success(make_policy, make_d
     torch.testing.assert_close(shown.next_observations[0], shown.observations[1])
 
 
+@pytest.fixture
+def record(make_spec):
+    """Return a function: a recording of three motions with a decision every `stride` steps."""
+
+    def make(stride, horizon=4):
+        spec = make_spec(horizon=horizon, observed=2)
+        observations, actions, episodes = [], [], []
+        for episode in range(3):
+            t = np.linspace(0, 1, 26 + episode)
+            s = 10 * t**3 - 15 * t**4 + 6 * t**5
+            points = np.pad(s, 5, mode='edge')[:, None] * [0.1, -0.06 - 0.02 * episode]
+            windows = cut(points, horizon, spec.limits, 0.04, WindowConfig(stride))
+            ticks = windows.ticks
+            # Normalised observations are clipped: small numbers.
+            observations.append(np.stack([np.full(len(ticks), episode), ticks / 10], axis=1))
+            actions.append(windows.actions)
+            episodes.append(np.full(len(ticks), episode))
+        return Demonstrations(
+            spec=spec,
+            observations=np.concatenate(observations).astype(np.float32),
+            actions=np.concatenate(actions).astype(np.float32),
+            episodes=np.concatenate(episodes).astype(np.int32),
+            success=np.array([True, False, True]),
+            seed=0,
+        )
+
+    return make
+
+
+@pytest.mark.parametrize('stride', [1, 2, 4])
+def test_of_a_recording_q_sees_one_chunk_after_the_other(make_policy, record, stride):
+    """What follows a decision is where its chunk ends, however densely it was recorded."""
+    recording = record(stride)
+    shown = demonstrated_decisions(make_policy(horizon=4), recording)
+    assert len(shown) == len(recording.observations)
+    episode, tick = shown.observations.T * torch.tensor([[1], [10]])
+    follows = ~shown.last
+    torch.testing.assert_close(shown.next_observations[follows, 1] * 10, tick[follows] + 4)
+    torch.testing.assert_close(shown.next_observations[follows, 0], episode[follows])
+    for number, won in enumerate(recording.success):
+        own = episode == number
+        torch.testing.assert_close(shown.clock[own], (tick[own] - tick[own].min()) / 4 / 10)
+        assert int(shown.last[own].sum()) == 4 // stride
+        assert shown.rewards[own].tolist() == (shown.last[own] & bool(won)).float().tolist()
+
+
+def test_a_recording_without_decisions_a_chunk_apart_is_refused(make_policy, record):
+    with pytest.raises(UserError, match='every 3 control steps and chunks of 4'):
+        QCritic(make_policy(horizon=4), SMALL, [record(3)])
+
+
 def test_half_of_a_gradient_step_are_demonstrations(make_policy, make_demonstrations):
     critic = QCritic(make_policy(), SMALL, [make_demonstrations()])
     rows = critic._rows(100, 108, torch.Generator().manual_seed(0))
@@ -201,6 +259,32 @@ def test_rewards_that_demonstrations_do_not_have_are_refused_and_nothing_happens
     assert after.keys() == before.keys() and all(torch.equal(after[k], before[k]) for k in after)
     learner.update(sparse(dense))
     Learner(make_policy(), QUICK).update(dense)  # without demonstrations any reward will do
+
+
+def test_an_episode_that_was_cut_off_is_worth_nothing_so_far(make_policy, make_rollout):
+    """The reward of its last decision went with that decision, whatever was said of it."""
+    rollout = sparse(make_rollout(make_policy(), episodes=4))
+    terminated, rewards = rollout.terminated.copy(), rollout.rewards.copy()
+    terminated[-1], rewards[-1] = False, 0
+    for success in (True, False):
+        won = rollout.success.copy()
+        won[-1] = success
+        require_sparse(replace(rollout, terminated=terminated, rewards=rewards, success=won))
+    rewards[-1] = 1
+    with pytest.raises(UserError, match='1 at the end of a success'):
+        require_sparse(replace(rollout, terminated=terminated, rewards=rewards))
+
+
+def test_what_followed_an_end_is_remembered_as_a_number(make_policy, make_rollout):
+    policy = make_policy()
+    rollout = make_rollout(policy, episodes=4)
+    following = rollout.next_observations.copy()
+    following[rollout.last] = [np.inf, np.nan]
+    kept = rollout_decisions(policy, replace(rollout, next_observations=following))
+    assert not kept.next_observations[kept.last].any()
+    learner = Learner(policy, QUICK)
+    metrics = learner.update(replace(rollout, next_observations=following))
+    assert np.isfinite(metrics['q_loss'])
 
 
 def test_only_the_newest_rollout_of_a_window_is_remembered(make_policy, make_rollout):
@@ -279,11 +363,52 @@ def test_a_resumed_run_goes_on_bit_by_bit(
     assert len(resumed.q.own) == 4 * 64
 
 
+def test_what_is_remembered_is_no_part_of_the_rollout(make_policy, make_rollout, tmp_path):
+    """Whoever made the rollout may use its arrays again, and may have used one for two things."""
+    learner = Learner(make_policy(), QUICK)
+    rollout = make_rollout(learner.policy)
+    assert rollout.last is rollout.terminated
+    learner.update(rollout)
+    learner.save(tmp_path / 'state')
+    kept = learner.q.own.rewards.clone()
+    rollout.rewards[:] = 9
+    assert torch.equal(learner.q.own.rewards, kept)
+
+
+def test_an_update_stopped_while_q_is_fitted_has_not_happened(make_policy, make_rollout):
+    stopped, straight = (Learner(make_policy(), QUICK) for _ in range(2))
+    for learner in (stopped, straight):
+        learner.update(make_rollout(learner.policy))
+    rollout = make_rollout(stopped.policy, seed=1)
+    before = stopped._snapshot()
+    asked = []
+
+    def after_one_round():
+        asked.append(stopped.q.network.layers[0].weight.detach().clone())
+        return len(asked) == 2
+
+    with pytest.raises(UpdateStopped):
+        stopped.update(rollout, after_one_round)
+    assert not torch.equal(*asked)  # it was in the middle of it
+    after = stopped._snapshot()
+    assert after.keys() == before.keys() and all(torch.equal(after[k], before[k]) for k in after)
+    assert (stopped.updates, stopped.version, len(stopped.q.own)) == (1, 0, 64)
+    assert stopped.update(rollout) == straight.update(rollout)
+
+
+def test_the_first_fit_of_q_can_be_stopped_too(make_policy, make_rollout):
+    """It takes the longest, and the critic's warm-up has no epochs that would ask."""
+    learner = Learner(make_policy(), QUICK)
+    with pytest.raises(UpdateStopped):
+        learner.update(make_rollout(learner.policy), lambda: True)
+    assert learner.q.own is None and learner.updates == 0
+
+
 def test_a_state_without_q_is_refused(make_policy, make_rollout, tmp_path):
     plain = Learner(make_policy(), replace(QUICK, q_critic=None))
     plain.update(make_rollout(plain.policy))
     plain.save(tmp_path / 'state')
-    with pytest.raises(UserError, match='does not fit this policy'):
+    with pytest.raises(UserError, match='learned without a Q critic; leave q_critic off'):
         Learner(make_policy(), QUICK).load(tmp_path / 'state')
 
 
