@@ -38,6 +38,7 @@ from dipod_ros.learning.q_memory import (
     newest_decisions,
     require_sparse,
     rollout_decisions,
+    thinned,
 )
 from dipod_ros.learning.q_network import QNetwork
 from dipod_ros.learning.rollout import Rollout
@@ -67,7 +68,9 @@ class QCriticConfig:
     samples: int = 8  # own chunks per state whose mean value is the baseline
     weight: float = 1.0  # of A_Q beside the usual advantage of executed decisions
     imagined: int = 512  # own chunks in remembered states that join each update; 0 is none
-    memory: int = 8192  # newest decisions that are kept
+    # Newest decisions that are kept, and about so many of the demonstrations': every update draws
+    # an own chunk for each.
+    memory: int = 8192
 
     def __post_init__(self) -> None:
         for name in ('members', 'width', 'depth', 'first_rounds', 'rounds', 'steps', 'memory'):
@@ -125,7 +128,7 @@ class QCritic:
         self.network = QNetwork(policy.spec, config.members, config.width, config.depth)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate)
         shown = [demonstrated_decisions(policy, one) for one in demonstrations]
-        self.shown = Decisions.concatenate(shown) if shown else None
+        self.shown = thinned(Decisions.concatenate(shown), config.memory) if shown else None
         self.own: Decisions | None = None
 
     def require_fits(self, rollout: Rollout) -> None:

@@ -104,6 +104,13 @@ def demonstrated_decisions(policy: FlowPolicy, demonstrations: Demonstrations) -
     )
 
 
+def thinned(decisions: Decisions, most: int) -> Decisions:
+    """Return every n-th episode, n the smallest with which about `most` decisions are left."""
+    every = -(-len(decisions) // most)
+    episode = torch.cumsum(decisions.last, 0) - decisions.last.long()
+    return decisions if every == 1 else decisions[torch.nonzero(episode % every == 0)[:, 0]]
+
+
 def require_sparse(rollout: Rollout) -> None:
     """Raise UserError where demonstrations, which hold no rewards, cannot stand beside a rollout.
 

@@ -239,6 +239,15 @@ def test_a_recording_without_decisions_a_chunk_apart_is_refused(make_policy, rec
         QCritic(make_policy(horizon=4), SMALL, [record(3)])
 
 
+def test_of_many_demonstrations_every_few_episodes_are_kept(make_policy, make_demonstrations):
+    many = [make_demonstrations()] * 5  # 20 episodes of two decisions
+    shown = QCritic(make_policy(), replace(SMALL, memory=12), many).shown
+    assert len(shown) == 10 and shown.last.tolist() == [False, True] * 5
+    # Every fourth: the first of each four.
+    torch.testing.assert_close(shown.actions[:2], shown.actions[8:])
+    assert len(QCritic(make_policy(), replace(SMALL, memory=40), many).shown) == 40
+
+
 def test_half_of_a_gradient_step_are_demonstrations(make_policy, make_demonstrations):
     critic = QCritic(make_policy(), SMALL, [make_demonstrations()])
     rows = critic._rows(100, 108, torch.Generator().manual_seed(0))
