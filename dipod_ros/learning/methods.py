@@ -167,3 +167,22 @@ def swept(name: str, grid: Mapping[str, tuple[float, ...]]) -> dict[str, Method]
 
 SWEPT = {point: one for name in SWEEP for point, one in swept(name, SWEEP[name]).items()}
 METHODS |= SWEPT
+
+# The best three of each method on the first seed, which get a second one.
+FINALISTS = (
+    'fpo++_rate0.001_epochs40_ema0.95',
+    'fpo++_rate0.0003_epochs12_ema0.95',
+    'fpo++_rate0.001_epochs12_ema0.95',
+    'dipod_0.1_rate0.001_epochs40_ema0.95',
+    'dipod_0.1_rate0.0003_epochs40_ema0.95',
+    'dipod_0.1_rate0.0003_epochs40_ema0',
+    'dppo_rate0.0003_epochs16_ema0.95',
+    'dppo_rate0.0001_epochs40_ema0',
+    'dppo_rate0.0003_epochs40_ema0.95',
+    'reinflow_rate0.0001_epochs16_ema0.95',
+    'reinflow_rate0.0003_epochs16_ema0.95',
+    'reinflow_rate0.0003_epochs40_ema0.95',
+    'gaussian_ppo_rate0.0003_epochs40_ema0',
+    'gaussian_ppo_rate0.0003_epochs40_ema0.95',
+    'gaussian_ppo_rate0.0001_epochs40_ema0.95',
+)

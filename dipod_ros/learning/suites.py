@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dipod_ros.errors import UserError
-from dipod_ros.learning.methods import METHODS, SWEPT
+from dipod_ros.learning.methods import FINALISTS, METHODS, SWEPT
 from dipod_ros.learning.regimes import REGIMES, TASKS
 
 if TYPE_CHECKING:
@@ -142,12 +142,20 @@ SUITES = {
         3,
     ),
     'sweep': Suite(
-        'eight settings of each method, on seeds of their own',
+        'eight settings of each method, on a seed of their own',
         ('pillar_reach',),
         ('sweep',),
         tuple(SWEPT),
-        2,
+        1,
         first_seed=100,
+    ),
+    'finals': Suite(
+        'the best three settings of each method once more',
+        ('pillar_reach',),
+        ('sweep',),
+        FINALISTS,
+        1,
+        first_seed=101,
     ),
     'external': Suite(
         'tasks that others made',

@@ -251,4 +251,6 @@ def test_every_method_has_as_many_settings_in_the_sweep():
     jobs = plan(['sweep'])
     counts = [sum(job.method.startswith(f'{name}_rate') for job in jobs) for name in SWEEP]
     assert counts == [len(jobs) / len(SWEEP)] * len(SWEEP)
-    assert not {job.seed for job in jobs} & set(range(5))
+    again = plan(['finals'])
+    assert all(sum(job.method.startswith(f'{n}_rate') for job in again) == 3 for n in SWEEP)
+    assert not {job.seed for job in jobs + again} & set(range(5))
