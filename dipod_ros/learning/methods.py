@@ -101,6 +101,11 @@ METHODS = {
         demonstrations=True,
         q_critic={},
     ),
+    'dipod_0.1_q_alone': Method(
+        'DiPOD 0.1, large steps averaged, an off-policy critic without demonstrations',
+        settings={'beta': 0.1, **LARGE},
+        q_critic={},
+    ),
     # What the sweep chose; its choice for DiPOD is dipod_0.1_ema.
     'fpo++_tuned': Method(
         'FPO++ as swept', settings={'beta': 0.0, 'learning_rate': 3e-4, 'epochs': 12, 'ema': 0.95}

@@ -118,6 +118,7 @@ SUITES = {
             'dipod_0.1_ema_demos',
             'fpo++_q',
             'dipod_0.1_q',
+            'dipod_0.1_q_alone',
         ),
     ),
     'tuned': Suite(
@@ -132,6 +133,7 @@ SUITES = {
             'gaussian_ppo_tuned',
             'fpo++_q',
             'dipod_0.1_q',
+            'dipod_0.1_q_alone',
         ),
     ),
     'sparse': Suite(
