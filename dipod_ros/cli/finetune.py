@@ -24,12 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--epochs', type=int, default=40, help='default %(default)s')
     parser.add_argument('--clip', type=float, default=0.2, help='default %(default)s')
     parser.add_argument('--trust-region', choices=('ppo', 'aspo'), default='ppo')
-    parser.add_argument('--learning-rate', type=float, default=3e-4, help='default %(default)s')
+    parser.add_argument('--learning-rate', type=float, default=1e-3, help='default %(default)s')
     parser.add_argument(
         '--ema',
         type=float,
-        default=0.0,
-        help='decay per gradient step of the weights averaged over an update; 0 is none',
+        default=0.95,
+        help='decay per gradient step of the weights averaged over an update; 0 is none '
+        '(default %(default)s)',
     )
     parser.add_argument(
         '--precision',
@@ -50,21 +51,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--demos',
         metavar='PATH',
-        help='demonstrations (a file, or a folder of them) that every gradient step imitates',
+        help='demonstrations (a file, or a folder of them) for the Q critic, and to imitate',
     )
     parser.add_argument(
         '--demo-weight',
         type=float,
-        default=0.1,
-        help='of their flow-matching loss, x RMS of the advantage; with --demos (%(default)s)',
+        default=0.0,
+        help='above 0 every gradient step imitates them: of their flow-matching loss, x RMS of the '
+        'advantage (default %(default)s)',
     )
     parser.add_argument(
         '--demo-decay', type=float, default=1.0, help='of that, per update (default %(default)s)'
     )
     parser.add_argument(
         '--q-critic',
-        action='store_true',
-        help='an off-policy critic of chunks beside the usual one; it learns from --demos, too',
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help='an off-policy critic of chunks beside the usual one; it learns from --demos, too '
+        '(default: on)',
     )
     parser.add_argument('--gap-every', type=int, default=10, help='default %(default)s')
     parser.add_argument(

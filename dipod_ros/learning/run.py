@@ -71,6 +71,12 @@ class TrainingRun:
             )
         self.initial = checkpoint.manifest
         shown = load_demonstrations(config.demonstrations) if config.demonstrations else []
+        imitation = config.learner.imitation
+        if shown and config.learner.q_critic is None and not (imitation and imitation.weight > 0):
+            raise UserError(
+                f'nothing would learn from the demonstrations {config.demonstrations}: set '
+                'demo_weight above 0, or q_critic, or name none'
+            )
         self.learner = Learner(FlowPolicy.from_checkpoint(checkpoint), config.learner, shown)
         if self.learner.policy.no_checkpoint:
             # Before anything is learned that could not be kept.

@@ -59,11 +59,11 @@ class TrainerParams:
     )
     demonstrations: str = param(
         '',
-        'file or folder of demonstrations that every gradient step imitates as well, and that '
-        'q_critic learns from',
+        'file or folder of demonstrations that q_critic learns from, and that every gradient step '
+        'imitates with demo_weight',
     )
     demo_weight: float = param(
-        0.1, 'of their flow-matching loss, x RMS of the advantage; 0 imitates none', low=0.0
+        0.0, 'of their flow-matching loss, x RMS of the advantage; 0 imitates none', low=0.0
     )
     demo_decay: float = param(1.0, 'of demo_weight, per update', low=0.0, high=1.0)
     q_critic: bool = param(

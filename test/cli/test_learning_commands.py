@@ -142,9 +142,9 @@ def test_finetune_keeps_demonstrations_in_the_batch(at):
         assert all(row['demo_loss'] > 0 for row in rows[1:]) and len(rows) > 1
 
 
-def test_finetune_with_a_q_critic_shows_it_the_demonstrations(at):
+def test_finetune_shows_its_q_critic_the_demonstrations_and_imitates_none(at):
     words = ('--episodes', 4, '--epochs', 1, '--gap-every', 0, '--eval-episodes', 4)
-    words += ('--student', 'off', '--q-critic', '--demos', 'runs/demos', '--demo-weight', 0)
+    words += ('--student', 'off', '--demos', 'runs/demos')
     words += ('--run-dir', 'ft_q', '--json', 'q.json')
     for steps in (150, 400):  # the second goes on with the first
         assert run('finetune', 'flow', '--control-steps', steps, *words) == 0
@@ -201,6 +201,10 @@ def test_inspect_shows_joints_limits_and_lineage(at, capsys):
         (
             ('finetune', 'flow', '--run-dir', 'x', '--demos', 'nowhere'),
             'make them with `dipod demos`',
+        ),
+        (
+            ('finetune', 'flow', '--run-dir', 'x', '--demos', 'runs/demos', '--no-q-critic'),
+            'nothing would learn from the demonstrations runs/demos: set demo_weight above 0',
         ),
         (('finetune', 'flow', '--run-dir', 'x', '--demos', 'runs'), 'no *.safetensors file in'),
         (
