@@ -94,7 +94,7 @@ def start_policy(job: Job, run_dir: Path) -> tuple[FlowPolicy, str]:
         fresh = FlowPolicy(policy.spec)
         fresh.normalizer.load_state_dict(policy.normalizer.state_dict())
         policy = fresh
-    if job.method == 'gaussian_ppo':
+    if METHODS[job.method].module == 'gaussian_ppo':
         return _gaussian(job, policy, Path(run_dir), sha256), sha256
     sampler = METHODS[job.method].sampler
     return (policy if sampler is None else policy.with_sampler(sampler)), sha256

@@ -249,7 +249,7 @@ def test_all_seeds_of_gaussian_ppo_share_one_start(tmp_path, monkeypatch):
     original = gaussian_ppo.gaussian_start
     monkeypatch.setattr(gaussian_ppo, 'gaussian_start', short)
     first, sha256 = start_policy(Job('reach', 'gaussian_ppo', 0), tmp_path)
-    second, _ = start_policy(Job('reach', 'gaussian_ppo', 1), tmp_path)
+    second, _ = start_policy(Job('reach', 'gaussian_ppo_tuned', 1), tmp_path)
     assert len(calls) == 1 and isinstance(second, gaussian_ppo.GaussianPolicy)
     assert sha256 == start_policy(Job('reach', 'fpo++', 1), tmp_path)[1]
     for name, value in first.weights().items():
