@@ -106,6 +106,11 @@ METHODS = {
         settings={'beta': 0.1, **LARGE},
         q_critic={},
     ),
+    'fpo++_q_alone': Method(
+        'FPO++, large steps averaged, an off-policy critic without demonstrations',
+        settings={'beta': 0.0, **LARGE},
+        q_critic={},
+    ),
     # What the sweep chose; its choice for DiPOD is dipod_0.1_ema.
     'fpo++_tuned': Method(
         'FPO++ as swept', settings={'beta': 0.0, 'learning_rate': 3e-4, 'epochs': 12, 'ema': 0.95}

@@ -139,8 +139,8 @@ SUITES = {
     'sparse': Suite(
         'a start that succeeds one time in ten',
         ('pillar_reach',),
-        ('sparse_128',),
-        ('fpo++', 'dipod_0.1', 'dipod_0.1_self'),
+        ('sparse', 'sparse_128'),
+        ('fpo++', 'dipod_0.1', 'dipod_0.1_self', 'fpo++_q_alone', 'dipod_0.1_q_alone'),
         3,
     ),
     'sweep': Suite(
