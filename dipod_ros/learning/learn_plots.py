@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from dipod_ros.learning.learn_report import Report
 
 POINTS = 200
+# In one picture; the tables have all of them.
+MOST_METHODS = 8
 # Regimes that differ in the clip alone, and the clip of each.
 CLIPS = {'clip_0.05': 0.05, 'default': 0.2, 'clip_0.5': 0.5, 'clip_1.0': 1.0}
 Curve = tuple[np.ndarray, np.ndarray]
@@ -35,6 +37,7 @@ def draw(report: Report, folder: Path) -> list[Path]:
         if set(runs) <= set(SWEPT):
             pictures.append(_settings(folder / f'settings_{task}.png', runs, kind, title))
             continue
+        runs = _readable(runs)
         pictures += [
             _curves(folder / f'curve_{name}.png', runs, _learning, kind, title),
             _curves(folder / f'gap_{name}.png', runs, _gap, 'exact ELBO gap (nats)', title),
@@ -44,6 +47,15 @@ def draw(report: Report, folder: Path) -> list[Path]:
         pictures.append(_clips(folder / f'clip_{task}.png', report, task))
         pictures.append(_ends(folder / f'long_{task}.png', report, task))
     return [path for path in pictures if path is not None]
+
+
+def _readable(runs: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    """Leave out the methods with the fewest seeds, until the others fit into one picture."""
+    for least in sorted({len(results) for results in runs.values()}):
+        shown = {method: results for method, results in runs.items() if len(results) >= least}
+        if len(shown) <= MOST_METHODS:
+            return shown
+    return shown
 
 
 def band(curves: list[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -185,7 +197,7 @@ def _color(method: str):
     """Return a color that belongs to the method in every picture."""
     import matplotlib
 
-    colors = matplotlib.colormaps['tab20'].colors
+    colors = [c for name in ('tab20', 'tab20b') for c in matplotlib.colormaps[name].colors]
     return colors[list(METHODS).index(method) % len(colors)]
 
 

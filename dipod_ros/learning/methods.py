@@ -131,7 +131,7 @@ METHODS = {
         'Gaussian PPO as swept',
         'gaussian_ppo',
         'GaussianPpoConfig',
-        {'learning_rate': 1e-4, 'epochs': 40, 'ema': 0.95},
+        {'learning_rate': 1e-4, 'epochs': 40, 'ema': 0.0},
         flow=False,
     ),
     'dipod_0.1_self': Method(
@@ -192,7 +192,7 @@ FINALISTS = (
     'reinflow_rate0.0001_epochs16_ema0.95',
     'reinflow_rate0.0003_epochs16_ema0.95',
     'reinflow_rate0.0003_epochs40_ema0.95',
-    'gaussian_ppo_rate0.0003_epochs40_ema0',
-    'gaussian_ppo_rate0.0003_epochs40_ema0.95',
     'gaussian_ppo_rate0.0001_epochs40_ema0.95',
+    'gaussian_ppo_rate0.0001_epochs40_ema0',
+    'gaussian_ppo_rate0.0001_epochs10_ema0',
 )

@@ -127,6 +127,7 @@ SUITES = {
         ('default',),
         (
             'fpo++_tuned',
+            'fpo++_ema',
             'dipod_0.1_ema',
             'dppo_tuned',
             'reinflow_tuned',

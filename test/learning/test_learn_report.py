@@ -13,7 +13,7 @@ torch = pytest.importorskip('torch')
 
 from dipod_ros.errors import UserError  # noqa: E402
 from dipod_ros.learning.experiment_result import SCHEMA, settings_of, write_json  # noqa: E402
-from dipod_ros.learning.learn_plots import band  # noqa: E402
+from dipod_ros.learning.learn_plots import _readable, band  # noqa: E402
 from dipod_ros.learning.learn_report import collect, markdown, write_report  # noqa: E402
 from dipod_ros.learning.methods import SWEEP  # noqa: E402
 from dipod_ros.learning.suites import Job, plan  # noqa: E402
@@ -254,3 +254,10 @@ def test_every_method_has_as_many_settings_in_the_sweep():
     again = plan(['finals'])
     assert all(sum(job.method.startswith(f'{n}_rate') for job in again) == 3 for n in SWEEP)
     assert not {job.seed for job in jobs + again} & set(range(5))
+
+
+def test_a_crowded_picture_shows_the_methods_with_most_seeds():
+    runs = {f'm{i}': [{}] * (1 + i % 3) for i in range(12)}
+    assert set(_readable(runs)) == {'m1', 'm2', 'm4', 'm5', 'm7', 'm8', 'm10', 'm11'}
+    alike = {f'm{i}': [{}] for i in range(12)}
+    assert _readable(alike) == alike
