@@ -123,6 +123,8 @@ def stored(pattern):
     """Return kept results with the curves of own actions, by name."""
     results = {}
     for file in sorted(RUNS.glob(f'{pattern}/seed*.json')):
+        if '.' in file.stem:  # of a job that is running, or has failed
+            continue
         result = json.loads(file.read_text(encoding='utf-8'))
         if 'action_std_ratio' in result['curve'][-1]:
             results[str(file.relative_to(RUNS))] = result
