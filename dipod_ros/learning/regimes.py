@@ -20,6 +20,8 @@ class Task:
     worlds: int = 256  # side by side in evaluations
     evaluation_episodes: int = 512  # of the final score, of the student, and to distil on
     sweep_episodes: int = 256  # for each number of evaluations
+    # Whether there is reward besides 1 at the end of a success: demonstrations hold none of it.
+    shaped: bool = False
     # Tolerance (m) at which the shipped flow succeeds about one time in ten.
     tight_tolerance: float | None = None
 
@@ -27,11 +29,15 @@ class Task:
 TASKS = {
     'reach': Task(40_000, tight_tolerance=0.005),
     'pillar_reach': Task(80_000, tight_tolerance=0.010),
-    'rail_push': Task(80_000),
+    'rail_push': Task(80_000, shaped=True),
     # Its worlds are stepped one by one: an episode takes 0.08 s of a core.
     'cube_single': Task(100_000, worlds=64, evaluation_episodes=256, sweep_episodes=64),
-    'hopper': Task(400_000, 16, 'return', worlds=64, evaluation_episodes=64, sweep_episodes=64),
-    'walker2d': Task(400_000, 16, 'return', worlds=64, evaluation_episodes=64, sweep_episodes=64),
+    'hopper': Task(
+        400_000, 16, 'return', worlds=64, evaluation_episodes=64, sweep_episodes=64, shaped=True
+    ),
+    'walker2d': Task(
+        400_000, 16, 'return', worlds=64, evaluation_episodes=64, sweep_episodes=64, shaped=True
+    ),
 }
 
 

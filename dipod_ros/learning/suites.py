@@ -202,9 +202,15 @@ def check_names(kind: str, names: Sequence[str], allowed: dict[str, Any]) -> Non
             raise UserError(f'unknown {kind} {name!r}: use one of {list(allowed)}')
 
 
-def _outside_problems(job: Job) -> tuple[str | None, str | None]:
-    """Return why a job of another library is not for its task, and why it cannot run here."""
-    if METHODS[job.method].module != 'outside':
+def _problems(job: Job) -> tuple[str | None, str | None]:
+    """Return why a method is not for its task, and why it cannot run here."""
+    method = METHODS[job.method]
+    if method.q_critic is not None and method.demonstrations and TASKS[job.task].shaped:
+        return (
+            f'method {job.method} shows demonstrations to its Q critic, and they hold none of the '
+            f'rewards of {job.task}: use a method without, such as dipod_0.1_q_alone'
+        ), None
+    if method.module != 'outside':
         return None, None
     unfit = missing = None
     if job.task not in OUTSIDE_TASKS:
@@ -224,7 +230,7 @@ def update_config(job: Job) -> UpdateConfig | OutsideConfig:
     """
     method, regime = METHODS[job.method], REGIMES[job.regime]
     outside = method.module == 'outside'
-    for problem in filter(None, _outside_problems(job)):
+    for problem in filter(None, _problems(job)):
         raise UserError(problem)
     path = f'dipod_ros.learning.{"" if outside else "algorithms."}{method.module}'
     if importlib.util.find_spec(path) is None:
@@ -257,9 +263,9 @@ def plan(
     """Return the jobs of some suites, seed 0 of everything first, none twice.
 
     `tasks`, `methods`, `regimes` and `seeds` take the place of those of the suites. An interrupted
-    benchmark is balanced that way. Without `methods`, what another library learns is left out where
-    that has not the task or is not installed; the latter is logged. Raises UserError for unknown
-    names and an impossible count.
+    benchmark is balanced that way. Without `methods`, those that are not for a task are left out,
+    and what another library learns where that is not installed, which is logged. Raises UserError
+    for unknown names and an impossible count.
     """
     check_names('suite', suites, SUITES)
     check_names('task', tasks or (), TASKS)
@@ -280,11 +286,11 @@ def plan(
 
 
 def _possible(jobs: Iterable[Job]) -> list[Job]:
-    """Leave out what another library learns where that has not the task, or is not there."""
+    """Leave out methods where they are not for the task, or their library is not there."""
     left_out: dict[str, None] = {}
     possible = []
     for job in jobs:
-        unfit, missing = _outside_problems(job)
+        unfit, missing = _problems(job)
         if unfit is None and missing is None:
             possible.append(job)
         elif unfit is None:

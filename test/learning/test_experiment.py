@@ -237,6 +237,15 @@ def test_a_method_may_act_by_another_sampler(tmp_path):
     assert without_noise(flow, keeps_flow=True) is flow
 
 
+def test_demonstrations_without_rewards_are_not_for_a_shaped_task():
+    jobs = suites.plan(['tuned'])
+    chosen = {job.method for job in jobs if job.task == 'rail_push'}
+    assert 'dipod_0.1_q_alone' in chosen and not {'dipod_0.1_q', 'fpo++_q'} & chosen
+    assert Job('cube_single', 'dipod_0.1_q', 0) in jobs
+    with pytest.raises(UserError, match='hold none of the rewards of rail_push: use a method'):
+        suites.update_config(Job('rail_push', 'dipod_0.1_q', 0))
+
+
 def test_all_seeds_of_gaussian_ppo_share_one_start(tmp_path, monkeypatch):
     from dipod_ros.learning.algorithms import gaussian_ppo
 
