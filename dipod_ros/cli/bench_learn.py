@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _possible(jobs: list, asked: bool) -> list:
     """Return the jobs whose method fits; raises UserError for one that was asked for by name."""
-    from dipod_ros.learning.suites import update_config
+    from dipod_ros.learning.jobs import update_config
 
     left_out: dict[str, None] = {}
     fit = []

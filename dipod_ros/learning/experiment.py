@@ -41,13 +41,13 @@ from dipod_ros.learning.experiment_result import (
 from dipod_ros.learning.experiment_score import exact_gap, fitted_gap, measure
 from dipod_ros.learning.experiment_start import make_worlds, start_demonstrations, start_policy
 from dipod_ros.learning.imitation import ImitationConfig
+from dipod_ros.learning.jobs import Job, update_config
 from dipod_ros.learning.learner import Learner, LearnerConfig
 from dipod_ros.learning.methods import METHODS
 from dipod_ros.learning.q_critic import QCriticConfig
 from dipod_ros.learning.regimes import REGIMES, TASKS
 from dipod_ros.learning.rollout import Rollout, collect_episodes
 from dipod_ros.learning.seeding import numpy_rng
-from dipod_ros.learning.suites import Job, update_config
 
 log = logging.getLogger(__name__)
 

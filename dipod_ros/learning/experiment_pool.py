@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from dipod_ros.errors import UserError
-from dipod_ros.learning.suites import Job
+from dipod_ros.learning.jobs import Job
 
 # Exit codes of a worker.
 FAILED, BUSY, STOPPED = 1, 3, 4

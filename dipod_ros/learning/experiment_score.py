@@ -15,11 +15,11 @@ from dipod_ros.learning.drift.report import executed_gap
 from dipod_ros.learning.evaluate import SuccessRate, evaluate_policy
 from dipod_ros.learning.experiment_start import make_worlds
 from dipod_ros.learning.health import elbo_gap_nats
+from dipod_ros.learning.jobs import Job
 from dipod_ros.learning.methods import METHODS
 from dipod_ros.learning.regimes import REGIMES, TASKS
 from dipod_ros.learning.rollout import Rollout, collect_episodes
 from dipod_ros.learning.seeding import numpy_rng, torch_rng
-from dipod_ros.learning.suites import Job
 from dipod_ros.policy.flow import FlowPolicy
 from dipod_ros.policy.spec import SamplerSpec
 

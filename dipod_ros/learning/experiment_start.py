@@ -13,13 +13,13 @@ import torch
 
 from dipod_ros.errors import UserError
 from dipod_ros.learning.dataset import Demonstrations
+from dipod_ros.learning.jobs import Job
 from dipod_ros.learning.methods import METHODS
 from dipod_ros.learning.regimes import REGIMES, TASKS
 from dipod_ros.learning.rollout import collect_episodes
 from dipod_ros.learning.scripted import record
 from dipod_ros.learning.seeding import numpy_rng
 from dipod_ros.learning.state_io import load_state, pack_module, save_state, unpack_module
-from dipod_ros.learning.suites import Job
 from dipod_ros.policy import checkpoint as ckpt
 from dipod_ros.policy.flow import FlowPolicy, load_policy
 from dipod_ros.resources import share_dir

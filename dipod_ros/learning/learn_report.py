@@ -18,6 +18,8 @@ import numpy as np
 from dipod_ros.errors import UserError
 from dipod_ros.learning.experiment_pool import read_error
 from dipod_ros.learning.experiment_result import alarm_at, outdated, read_result, write_json
+from dipod_ros.learning.jobs import Job
+from dipod_ros.learning.methods import BASELINE, baseline
 from dipod_ros.learning.regimes import TASKS
 from dipod_ros.learning.statistics import (
     Estimate,
@@ -27,7 +29,6 @@ from dipod_ros.learning.statistics import (
     probability_of_improvement,
     short,
 )
-from dipod_ros.learning.suites import BASELINE, Job
 from dipod_ros.policy.atomic import write_file
 
 SWEEP = ('1', '2', '4', '10', '50')
@@ -113,15 +114,17 @@ def _row(key: tuple[str, str, str], report: Report, errors: dict[int, str]) -> d
         return row
     own = [run['score'] for run in runs]
     whole = estimate({task: own})
-    baseline = [run['score'] for run in report.results.get((task, regime, BASELINE), [])]
+    twin = baseline(method)
+    other = [run['score'] for run in report.results.get((task, regime, twin), [])]
     better = math.nan
     if method != BASELINE:
-        better = probability_of_improvement({task: own}, {task: baseline})
+        better = probability_of_improvement({task: own}, {task: other})
     row |= {
         'iqm': whole.iqm,
         'ci_low': whole.low,
         'ci_high': whole.high,
         'scores': own,
+        'baseline': twin,
         'better_than_baseline': better,
         'env_steps': _mean(runs, 'control_steps'),
         'wall_s': _mean(runs, 'wall_s'),
@@ -206,11 +209,13 @@ def markdown(report: Report) -> str:
         lines = []
         for (regime, method), whole in report.aggregates.items():
             better = probability_of_improvement(
-                _success_only(report, regime, method), _success_only(report, regime, BASELINE)
+                _success_only(report, regime, method),
+                _success_only(report, regime, baseline(method)),
             )
             tasks = ', '.join(_success_only(report, regime, method))
-            lines.append([regime, method, str(whole), _number(better), tasks])
-        header = ['regime', 'method', 'IQM [95 %]', f'P(better than {BASELINE})', 'tasks']
+            rival = '' if method == BASELINE else f'{_number(better)} ({baseline(method)})'
+            lines.append([regime, method, str(whole), rival, tasks])
+        header = ['regime', 'method', 'IQM [95 %]', 'P(better than)', 'tasks']
         parts.append(_table(header, lines))
     parts += [f'Warning: {text}' for text in report.warnings]
     return '\n'.join(parts) if parts else 'no results yet'

@@ -148,6 +148,23 @@ METHODS = {
     ),
 }
 
+# What the others are compared with: no regulariser.
+BASELINE = 'fpo++'
+REGULARISED = ('dipod_0.1', 'dipod_0.3')
+
+
+def baseline(name: str) -> str:
+    """Return the method that another is compared with: its own without the regulariser, or FPO++.
+
+    That of dipod_0.1_q is fpo++_q; that of dppo, and of fpo++_q, is fpo++.
+    """
+    for start in REGULARISED:
+        twin = BASELINE + name.removeprefix(start)
+        if name.startswith(start) and twin in METHODS:
+            return twin
+    return BASELINE
+
+
 # The sweep: for each method eight settings of the three that all of them have. The rates and
 # epochs are around what each method's authors and earlier sweeps found.
 AVERAGES = (0.0, 0.95)

@@ -1,37 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the benchmark of learning runs: suites of tasks x regimes x methods x seeds. No torch.
 
-Tasks and regimes are in regimes.py, methods in methods.py.
+Tasks and regimes are in regimes.py, methods in methods.py, a single run in jobs.py.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
 from dipod_ros.errors import UserError
+from dipod_ros.learning.jobs import Job, check_names, problems
 from dipod_ros.learning.methods import FINALISTS, METHODS, SWEPT
 from dipod_ros.learning.regimes import REGIMES, TASKS
-
-if TYPE_CHECKING:
-    from dipod_ros.learning.algorithms.base import UpdateConfig
-    from dipod_ros.learning.outside import OutsideConfig
 
 log = logging.getLogger(__name__)
 
 MAX_SEEDS = 100
-# The same for every method, for speed; a learner on its own has float32.
-SHARED = {'precision': 'bfloat16'}
-# Those that a row is compared with, in the order of preference.
-BASELINE = 'fpo++'
-# What a method of learning/outside.py is for, and what it imports.
-OUTSIDE_TASKS = ('hopper', 'walker2d')
-OUTSIDE_NEEDS = ('stable_baselines3', 'imageio')
 
 
 @dataclass(frozen=True)
@@ -86,10 +72,31 @@ SUITES = {
         (*DRIFT, 'dipod_0.3', 'dipod_adaptive', 'fpo++_guarded', 'dppo'),
     ),
     'regimes': Suite(
-        'reuse, staleness, a bad start, none',
+        'reuse, staleness, a bad start',
         ('pillar_reach',),
-        ('stored_4', 'epochs_12', 'epochs_80', 'window_3', 'stale', 'sparse', 'scratch'),
+        ('stored_4', 'epochs_12', 'epochs_80', 'window_3', 'stale', 'sparse'),
         DRIFT,
+    ),
+    'scratch': Suite(
+        'random weights and a dense reward',
+        ('hopper',),
+        ('scratch',),
+        ('fpo++', 'dipod_0.1', 'dppo', 'gaussian_ppo'),
+        3,
+    ),
+    'critic': Suite(
+        'the off-policy critic where drift should bite',
+        ('pillar_reach',),
+        ('clip_0.5', 'clip_1.0', 'long', 'stale'),
+        ('fpo++_q', 'dipod_0.1_q'),
+        3,
+    ),
+    'gait': Suite(
+        'averaged large steps, and the off-policy critic, on locomotion',
+        ('hopper', 'walker2d'),
+        ('default',),
+        ('fpo++_ema', 'dipod_0.1_ema', 'fpo++_q_alone', 'dipod_0.1_q_alone'),
+        3,
     ),
     'controls': Suite(
         'what of the regulariser does the work',
@@ -169,89 +176,6 @@ SUITES = {
 }
 
 
-@dataclass(frozen=True)
-class Job:
-    """One training run."""
-
-    task: str
-    method: str
-    seed: int
-    regime: str = 'default'
-
-    def __post_init__(self) -> None:
-        for kind, name, table in (
-            ('task', self.task, TASKS),
-            ('method', self.method, METHODS),
-            ('regime', self.regime, REGIMES),
-        ):
-            check_names(kind, [name], table)
-
-    def __str__(self) -> str:
-        return f'{self.task}/{self.regime}/{self.method}/seed{self.seed}'
-
-    def file(self, folder: Path, suffix: str = '.json') -> Path:
-        """Return a file of this job: its result, or beside it what `suffix` names."""
-        path = Path(folder) / self.task / self.regime / self.method
-        return path / f'seed{self.seed}{suffix}'
-
-
-def check_names(kind: str, names: Sequence[str], allowed: dict[str, Any]) -> None:
-    """Raise UserError, listing what is allowed, when one of the names is not."""
-    for name in names:
-        if name not in allowed:
-            raise UserError(f'unknown {kind} {name!r}: use one of {list(allowed)}')
-
-
-def _problems(job: Job) -> tuple[str | None, str | None]:
-    """Return why a method is not for its task, and why it cannot run here."""
-    method = METHODS[job.method]
-    if method.q_critic is not None and method.demonstrations and TASKS[job.task].shaped:
-        return (
-            f'method {job.method} shows demonstrations to its Q critic, and they hold none of the '
-            f'rewards of {job.task}: use a method without, such as dipod_0.1_q_alone'
-        ), None
-    if method.module != 'outside':
-        return None, None
-    unfit = missing = None
-    if job.task not in OUTSIDE_TASKS:
-        known = ' and '.join(OUTSIDE_TASKS)
-        unfit = f'method {job.method} is for {known} only: leave out {job.task}'
-    lacks = [name for name in OUTSIDE_NEEDS if importlib.util.find_spec(name) is None]
-    if lacks:
-        missing = f'method {job.method} needs {", ".join(lacks)}: pip install "dipod_ros[bench]"'
-    return unfit, missing
-
-
-def update_config(job: Job) -> UpdateConfig | OutsideConfig:
-    """Return the settings of a job's method under its regime.
-
-    Raises UserError when the method is not installed, is not for the task, or has not what the
-    regime changes.
-    """
-    method, regime = METHODS[job.method], REGIMES[job.regime]
-    outside = method.module == 'outside'
-    for problem in filter(None, _problems(job)):
-        raise UserError(problem)
-    path = f'dipod_ros.learning.{"" if outside else "algorithms."}{method.module}'
-    if importlib.util.find_spec(path) is None:
-        raise UserError(f'method {job.method} is not part of this installation: leave it out')
-    config = getattr(importlib.import_module(path), method.config)(**method.settings)
-    changes = {
-        name: value
-        for name, value in (('epochs', regime.epochs), ('clip', regime.clip))
-        if value is not None
-    }
-    if outside:  # the learner of all others has these
-        changes |= {name: True for name in ('lag', 'tight') if getattr(regime, name)}
-    if regime.stored_samples is not None:
-        changes |= {'samples_per_action': regime.stored_samples, 'samples_per_step': 0}
-    shared = {name: value for name, value in SHARED.items() if hasattr(config, name)}
-    for name in changes:
-        if not hasattr(config, name):
-            raise UserError(f'method {job.method} has no {name}: leave it out of {job.regime}')
-    return replace(config, **(shared | changes))
-
-
 def plan(
     suites: Sequence[str],
     *,
@@ -290,7 +214,7 @@ def _possible(jobs: Iterable[Job]) -> list[Job]:
     left_out: dict[str, None] = {}
     possible = []
     for job in jobs:
-        unfit, missing = _problems(job)
+        unfit, missing = problems(job)
         if unfit is None and missing is None:
             possible.append(job)
         elif unfit is None:

@@ -17,7 +17,10 @@ pytest.importorskip('torch')
 
 from dipod_ros.cli.main import main  # noqa: E402
 from dipod_ros.learning.experiment_pool import ATTEMPTS, run_jobs  # noqa: E402
-from dipod_ros.learning.suites import METHODS, REGIMES, SUITES, TASKS, Job  # noqa: E402
+from dipod_ros.learning.jobs import Job  # noqa: E402
+from dipod_ros.learning.methods import METHODS  # noqa: E402
+from dipod_ros.learning.regimes import REGIMES, TASKS  # noqa: E402
+from dipod_ros.learning.suites import SUITES  # noqa: E402
 
 TIMEOUT_S = 240.0  # far above anything but a machine that is swamped
 JOB = Job('reach', 'fpo++', 0, 'smoke')

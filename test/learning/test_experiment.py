@@ -28,9 +28,9 @@ from dipod_ros.learning.experiment_result import (  # noqa: E402
 )
 from dipod_ros.learning.experiment_score import SWEEP, without_noise  # noqa: E402
 from dipod_ros.learning.experiment_start import make_worlds, start_policy  # noqa: E402
+from dipod_ros.learning.jobs import Job, update_config  # noqa: E402
 from dipod_ros.learning.regimes import Regime  # noqa: E402
 from dipod_ros.learning.scripted import record  # noqa: E402
-from dipod_ros.learning.suites import Job  # noqa: E402
 from dipod_ros.policy.flow import load_policy  # noqa: E402
 from dipod_ros.policy.spec import SamplerSpec  # noqa: E402
 from dipod_ros.resources import resource  # noqa: E402
@@ -243,7 +243,7 @@ def test_demonstrations_without_rewards_are_not_for_a_shaped_task():
     assert 'dipod_0.1_q_alone' in chosen and not {'dipod_0.1_q', 'fpo++_q'} & chosen
     assert Job('cube_single', 'dipod_0.1_q', 0) in jobs
     with pytest.raises(UserError, match='hold none of the rewards of rail_push: use a method'):
-        suites.update_config(Job('rail_push', 'dipod_0.1_q', 0))
+        update_config(Job('rail_push', 'dipod_0.1_q', 0))
 
 
 def test_all_seeds_of_gaussian_ppo_share_one_start(tmp_path, monkeypatch):
@@ -307,7 +307,7 @@ def test_a_method_may_have_a_q_critic_that_saw_the_demonstrations(tmp_path, monk
 @pytest.mark.parametrize('name', suites.SUITES)
 def test_every_suite_can_be_run(name):
     for job in suites.plan([name], seeds=1):
-        config = suites.update_config(job)
+        config = update_config(job)
         regime = suites.REGIMES[job.regime]
         assert regime.clip in (None, config.clip) and regime.epochs in (None, config.epochs)
 

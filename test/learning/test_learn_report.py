@@ -13,10 +13,11 @@ torch = pytest.importorskip('torch')
 
 from dipod_ros.errors import UserError  # noqa: E402
 from dipod_ros.learning.experiment_result import SCHEMA, settings_of, write_json  # noqa: E402
+from dipod_ros.learning.jobs import Job  # noqa: E402
 from dipod_ros.learning.learn_plots import _readable, band  # noqa: E402
 from dipod_ros.learning.learn_report import collect, markdown, write_report  # noqa: E402
-from dipod_ros.learning.methods import SWEEP  # noqa: E402
-from dipod_ros.learning.suites import Job, plan  # noqa: E402
+from dipod_ros.learning.methods import SWEEP, baseline  # noqa: E402
+from dipod_ros.learning.suites import plan  # noqa: E402
 
 DOCS = Path(__file__).resolve().parents[2] / 'docs/bench_learn.md'
 
@@ -106,6 +107,20 @@ def test_a_row_is_the_middle_of_its_seeds(results):
     assert math.isnan(row['better_than_baseline'])
     # 0.95 .. 0.99 against 0.90 .. 0.94: always better.
     assert row_of(collect(jobs, folder), 'reach', 'dipod')['better_than_baseline'] == 1.0
+
+
+def test_a_method_is_compared_with_its_own_without_the_regulariser():
+    pairs = {
+        'dipod_0.1': 'fpo++',
+        'dipod_0.1_q': 'fpo++_q',
+        'dipod_0.1_q_alone': 'fpo++_q_alone',
+        'dipod_0.1_rate0.001_epochs40_ema0.95': 'fpo++_rate0.001_epochs40_ema0.95',
+        'dipod_0.3_ema': 'fpo++_ema',
+        'dipod_interleaved': 'fpo++',
+        'dppo_tuned': 'fpo++',
+        'fpo++_q': 'fpo++',
+    }
+    assert {name: baseline(name) for name in pairs} == pairs
 
 
 def test_what_a_method_has_not_is_empty(results):

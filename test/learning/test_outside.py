@@ -14,10 +14,11 @@ from dipod_ros.errors import UserError
 from dipod_ros.learning import suites
 from dipod_ros.learning.experiment import Interrupted, run_job
 from dipod_ros.learning.experiment_result import outdated, read_result
+from dipod_ros.learning.jobs import OUTSIDE_TASKS, Job, update_config
 from dipod_ros.learning.learn_report import collect, markdown
 from dipod_ros.learning.outside import OutsideConfig, run_outside
 from dipod_ros.learning.regimes import Regime
-from dipod_ros.learning.suites import SUITES, Job, plan, update_config
+from dipod_ros.learning.suites import SUITES, plan
 from dipod_ros.sim.external.registry import GYMNASIUM
 
 JOB = Job('hopper', 'sb3_ppo', 0, 'smoke')
@@ -111,7 +112,7 @@ def test_all_but_the_worlds_is_a_default_of_the_library(sb3):
 
 
 def test_only_what_fits_is_planned_and_the_rest_is_refused(sb3):
-    assert tuple(GYMNASIUM) == suites.OUTSIDE_TASKS
+    assert tuple(GYMNASIUM) == OUTSIDE_TASKS
     jobs = [job for job in plan(['external'], seeds=1) if job.method == 'sb3_ppo']
     assert [job.task for job in jobs] == ['hopper', 'walker2d']
     (asked,) = plan(['external'], seeds=1, tasks=['cube_single'], methods=['sb3_ppo'])
