@@ -10,12 +10,10 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from dipod_ros.errors import UserError
@@ -23,7 +21,6 @@ from dipod_ros.learning.algorithms.base import (
     Batch,
     UpdateConfig,
     UpdateStopped,
-    autocast,
     root_mean_square,
     run_epochs,
 )
@@ -45,6 +42,7 @@ from dipod_ros.learning.state_io import (
     unpack_module,
     unpack_optimizer,
 )
+from dipod_ros.learning.versions import Versions
 from dipod_ros.policy.flow import FlowPolicy
 
 log = logging.getLogger(__name__)
@@ -120,12 +118,12 @@ class Learner:
         self._returns: list[float] = []
         # While actions are narrow: everything as it was under the last version with wider ones.
         self._wide: dict[str, torch.Tensor] | None = None
-        self._recent: OrderedDict[int, FlowPolicy] = OrderedDict()
-        self._remember()
+        self.versions = Versions(config.max_lag + 1)
+        self.versions.add(self.version, self.policy)
 
     def behaviour(self, version: int) -> FlowPolicy | None:
         """Return the frozen policy of a version, or None when it is too old to learn from."""
-        return self._recent.get(version)
+        return self.versions.get(version)
 
     def update(
         self, rollout: Rollout, stop: Callable[[], bool] = lambda: False
@@ -142,9 +140,7 @@ class Learner:
         true, the update is given up: everything is put back and UpdateStopped raised.
         """
         rollout.require_fits(self.policy.spec)
-        unknown = sorted({int(v) for v in np.unique(rollout.version)} - self._recent.keys())
-        if unknown:
-            raise UserError(f'rollout holds decisions of forgotten policy versions {unknown}')
+        self.versions.require_known(rollout)
         if self.q is not None:
             self.q.require_fits(rollout)
         begun = self._snapshot()
@@ -156,7 +152,6 @@ class Learner:
 
     def _improve(self, rollout: Rollout, stop: Callable[[], bool]) -> dict[str, float]:
         """Do what `update` says; UpdateStopped leaves everything half-way."""
-        config, update = self.config, self.updates
         metrics: dict[str, float] = {
             'success_rate': float(rollout.success.mean()),
             'return_mean': float(rollout.returns.mean()),
@@ -165,85 +160,20 @@ class Learner:
             'lag_mean': float(self.version - rollout.version.mean()),
         }
         self._returns.append(metrics['return_mean'])
-        advantages, returns = self.critic.advantages(self.policy, rollout)
-        begun_s = time.process_time()
-        metrics['explained_variance'] = self.critic.fit(
-            self.policy, rollout, returns, torch_rng(config.seed, 'critic', update)
-        )
-        if self.q is not None:
-            rng = torch_rng(config.seed, 'q', update)
-            metrics |= self.q.learn(self.policy, rollout, rng, stop)
-        self.gradient_s += time.process_time() - begun_s
+        advantages = self._learn_values(rollout, stop, metrics)
         if self.imitation is not None:
             self.imitation.watch(self.policy, rollout)
         batch = self._batch(rollout, advantages)
-        observations = batch.observations
         before = self._snapshot()
-        moved = False
-        if update == 0:
-            rng = torch_rng(config.seed, 'initial')
-            initial = self.algorithm.initial_stage(self.policy, batch, rng)
-            metrics |= initial
-            moved = bool(initial)
-        metrics['advantage_rms'] = float(root_mean_square(advantages))
-        if metrics['advantage_rms'] < ADVANTAGE_FLOOR:
-            log.warning(
-                'update %d: every advantage is zero (is the reward constant?): nothing to learn '
-                'from, the critic alone was fitted',
-                update,
-            )
-        elif update >= config.critic_warmup_updates:
-            batch = self._with_memory(batch, rollout, torch_rng(config.seed, 'path', update))
-            if self.q is not None:
-                rng = torch_rng(config.seed, 'imagined', update)
-                batch = self.q.extend(batch, rollout, self.policy, self.algorithm, rng)
-            begun_s = time.process_time()
-            metrics |= run_epochs(
-                self.algorithm,
-                self.policy,
-                self.optimizer,
-                batch,
-                torch_rng(config.seed, 'minibatch', update),
-                stop,
-                self.imitation and self.imitation.term(update, config.seed),
-            )
-            self.gradient_s += time.process_time() - begun_s
-            rng = torch_rng(config.seed, 'after', update)
-            metrics |= self.algorithm.after_epochs(self.policy, batch, update, rng)
-            moved = True
-        rng = torch_rng(config.seed, 'health', update)
-        metrics |= check_health(
-            self.policy,
-            self.reference,
-            observations,
-            config.health,
-            rng,
-            self.algorithm.keeps_flow,
-            self._returns,
-        )
-        if metrics['collapsed']:
-            self._put_back(before)
-        else:
-            self.version += int(moved)
-            if not metrics['action_std_ratio'] < config.health.min_action_std_ratio:
-                self._wide = None
-            elif self._wide is None:
-                self._wide = before
-        if config.gap_every and update % config.gap_every == 0 and self.algorithm.keeps_flow:
-            rng = torch_rng(config.seed, 'gap', update)
-            exact = self.policy.spec.sampler.deterministic
-            if self.algorithm.wants_fitted_gap or not exact:
-                metrics['elbo_gap_nats'] = elbo_gap_nats(self.policy, observations, rng)
-            if exact:
-                # The gap itself, in a quarter of the time that the fit of a lower bound takes.
-                gap = executed_gap(self.policy, observations, rng, actions=GAP_ACTIONS)
-                metrics['exact_gap_nats'] = gap.mean
+        moved = self._learn_actions(batch, rollout, stop, metrics)
+        self._judge(batch.observations, before, moved, metrics)
+        self._measure_gap(batch.observations, metrics)
         self.algorithm.observe(metrics)
         metrics |= self.algorithm.state()
         self.updates += 1
         self.control_steps += rollout.control_steps
         self.episodes += rollout.episodes
-        self._remember()
+        self.versions.add(self.version, self.policy)
         return metrics | {
             'version': self.version,
             'updates': self.updates,
@@ -251,30 +181,114 @@ class Learner:
             'alarms': self.alarms,
         }
 
+    def _learn_values(
+        self, rollout: Rollout, stop: Callable[[], bool], metrics: dict[str, float]
+    ) -> torch.Tensor:
+        """Fit what judges the decisions, and return their advantages [M]."""
+        advantages, returns = self.critic.advantages(self.policy, rollout)
+        begun_s = time.process_time()
+        metrics['explained_variance'] = self.critic.fit(
+            self.policy, rollout, returns, self._rng('critic')
+        )
+        if self.q is not None:
+            metrics |= self.q.learn(self.policy, rollout, self._rng('q'), stop)
+        self.gradient_s += time.process_time() - begun_s
+        return advantages
+
+    def _learn_actions(
+        self, batch: Batch, rollout: Rollout, stop: Callable[[], bool], metrics: dict[str, float]
+    ) -> bool:
+        """Take the gradient steps of the policy; return whether it moved."""
+        moved = False
+        if self.updates == 0:
+            rng = torch_rng(self.config.seed, 'initial')
+            initial = self.algorithm.initial_stage(self.policy, batch, rng)
+            metrics |= initial
+            moved = bool(initial)
+        metrics['advantage_rms'] = float(root_mean_square(batch.advantages))
+        if metrics['advantage_rms'] < ADVANTAGE_FLOOR:
+            log.warning(
+                'update %d: every advantage is zero (is the reward constant?): nothing to learn '
+                'from, the critic alone was fitted',
+                self.updates,
+            )
+            return moved
+        if self.updates < self.config.critic_warmup_updates:
+            return moved
+        batch = self.versions.remembered(batch, rollout, self.algorithm, self._rng('path'))
+        if self.q is not None:
+            rng = self._rng('imagined')
+            batch = self.q.extend(batch, rollout, self.policy, self.algorithm, rng)
+        begun_s = time.process_time()
+        metrics |= run_epochs(
+            self.algorithm,
+            self.policy,
+            self.optimizer,
+            batch,
+            self._rng('minibatch'),
+            stop,
+            self.imitation and self.imitation.term(self.updates, self.config.seed),
+        )
+        self.gradient_s += time.process_time() - begun_s
+        rng = self._rng('after')
+        metrics |= self.algorithm.after_epochs(self.policy, batch, self.updates, rng)
+        return True
+
+    def _judge(
+        self,
+        observations: torch.Tensor,
+        before: dict[str, torch.Tensor],
+        moved: bool,
+        metrics: dict[str, float],
+    ) -> None:
+        """Make the policy the next version, or put one back when it has collapsed."""
+        metrics |= check_health(
+            self.policy,
+            self.reference,
+            observations,
+            self.config.health,
+            self._rng('health'),
+            self.algorithm.keeps_flow,
+            self._returns,
+        )
+        if metrics['collapsed']:
+            self._put_back(before)
+            return
+        self.version += int(moved)
+        if not metrics['action_std_ratio'] < self.config.health.min_action_std_ratio:
+            self._wide = None
+        elif self._wide is None:
+            self._wide = before
+
+    def _measure_gap(self, observations: torch.Tensor, metrics: dict[str, float]) -> None:
+        every = self.config.gap_every
+        if not (every and self.updates % every == 0 and self.algorithm.keeps_flow):
+            return
+        rng = self._rng('gap')
+        exact = self.policy.spec.sampler.deterministic
+        if self.algorithm.wants_fitted_gap or not exact:
+            metrics['elbo_gap_nats'] = elbo_gap_nats(self.policy, observations, rng)
+        if exact:
+            # The gap itself, in a quarter of the time that the fit of a lower bound takes.
+            gap = executed_gap(self.policy, observations, rng, actions=GAP_ACTIONS)
+            metrics['exact_gap_nats'] = gap.mean
+
     def mismatch(self, rollout: Rollout, limit: int = 64) -> float:
         """Return the largest |chunk executed - chunk this learner computes| (rad) for same noise.
 
         It is the distance between the policy that acted and the one that learning assumes.
         """
-        worst = 0.0
-        for version in np.unique(rollout.version):
-            policy = self._recent.get(int(version))
-            rows = np.flatnonzero(rollout.version == version)[:limit]
-            if policy is not None and len(rows):
-                own = policy.act(rollout.observations[rows], rollout.noise[rows])
-                worst = max(worst, float(np.abs(own - rollout.chunks[rows]).max()))
-        return worst
+        return self.versions.mismatch(rollout, limit)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything needed to go on, atomically."""
         tensors = self._snapshot() | pack_module('reference', self.reference)
         # Copies: the critic's rollouts may be the same tensors, which a file cannot say.
         tensors |= {f'{WIDE}{k}': v.clone() for k, v in (self._wide or {}).items()}
-        for version, policy in self._recent.items():
-            tensors |= pack_module(f'recent.{version}', policy)
+        tensors |= self.versions.tensors()
         info = {
             **{name: getattr(self, name) for name in COUNTERS},
-            'recent': list(self._recent),
+            'recent': self.versions.numbers,
             'algorithm': asdict(self.algorithm.config),
             'algorithm_state': self.algorithm.state(),
             'seed': self.config.seed,
@@ -297,18 +311,16 @@ class Learner:
             counters = {name: int(info[name]) for name in COUNTERS}
             gentler = {name: info['algorithm'][name] for name in ('learning_rate', 'epochs')}
             state = info['algorithm_state']
-            reference, recent = self.reference.clone(), OrderedDict()
+            reference = self.reference.clone()
             unpack_module('reference', reference, tensors)
-            for version in info['recent']:
-                recent[int(version)] = self.policy.clone()
-                unpack_module(f'recent.{version}', recent[int(version)], tensors)
+            versions = self.versions.read(tensors, info['recent'], like=self.policy)
             self._restore(tensors)
             self.algorithm.load_state(state)
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             self._restore(before)
             reason = str(error).split('\n')[0]
             raise UserError(f'{Path(path)} does not fit this policy: {reason}') from error
-        self.reference, self._recent = reference, recent
+        self.reference, self.versions = reference, versions
         cut = len(WIDE)
         self._wide = {k[cut:]: v for k, v in tensors.items() if k.startswith(WIDE)} or None
         for name, value in counters.items():
@@ -317,6 +329,9 @@ class Learner:
             # The gentler settings after an alarm belong to the run, not to its configuration.
             self.algorithm.config = replace(self.algorithm.config, **gentler)
         self._use_learning_rate()
+
+    def _rng(self, what: str) -> torch.Generator:
+        return torch_rng(self.config.seed, what, self.updates)
 
     def _batch(self, rollout: Rollout, advantages: torch.Tensor) -> Batch:
         normalizer = self.policy.normalizer
@@ -327,20 +342,6 @@ class Learner:
             advantages,
             {},
         )
-
-    @torch.no_grad()
-    def _with_memory(self, batch: Batch, rollout: Rollout, generator: torch.Generator) -> Batch:
-        """Add what each decision's own version says of it: the denominators of the ratios."""
-        parts, order = [], []
-        for version in np.unique(rollout.version):
-            rows = torch.from_numpy(np.flatnonzero(rollout.version == version))
-            with autocast(self.algorithm.config.precision):
-                behaviour = self._recent[int(version)]
-                parts.append(self.algorithm.remember(behaviour, batch[rows], generator))
-            order.append(rows)
-        back = torch.argsort(torch.cat(order))
-        memory = {name: torch.cat([p[name] for p in parts])[back] for name in parts[0]}
-        return replace(batch, memory=memory)
 
     def _put_back(self, before: dict[str, torch.Tensor]) -> None:
         """Take a collapsed update back and go on more gently."""
@@ -388,8 +389,3 @@ class Learner:
             self.q.set_state(tensors)
         # States of older programs have none.
         self._returns = tensors[RETURNS].tolist() if RETURNS in tensors else []
-
-    def _remember(self) -> None:
-        self._recent[self.version] = self.policy.clone()
-        while len(self._recent) > self.config.max_lag + 1:
-            self._recent.popitem(last=False)

@@ -29,7 +29,7 @@ RUINOUS = replace(QUICK, algorithm=replace(QUICK.algorithm, learning_rate=5.0, m
 def states(learner):
     """Return every tensor that decides the future of a learner."""
     tensors = learner._snapshot()
-    for version in list(learner._recent):
+    for version in learner.versions.numbers:
         for name, value in learner.behaviour(version).weights().items():
             tensors[f'recent.{version}.{name}'] = torch.from_numpy(value)
     return tensors

@@ -321,7 +321,9 @@ def test_the_batch_gets_both_advantages_and_imagined_decisions(make_policy, make
     rollout = make_rollout(learner.policy)
     learner.update(rollout)
     raw = learner._batch(rollout, torch.linspace(-1, 1, len(rollout)))
-    batch = learner._with_memory(raw, rollout, torch.Generator().manual_seed(1))
+    batch = learner.versions.remembered(
+        raw, rollout, learner.algorithm, torch.Generator().manual_seed(1)
+    )
 
     def extended(**changes):
         learner.q.config = replace(SMALL, **changes)
