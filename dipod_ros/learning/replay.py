@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns the stream of decisions into rollouts of whole, trustworthy episodes. numpy, no ROS.
+"""Turns the stream of decisions into rollouts of finished, trustworthy episodes. numpy, no ROS.
 
 The stream is a network's: records repeat, get lost, come from policies long gone, from several
 robots, and from chunks that were never executed as sampled. All of that is counted, none is learned
-from.
+from. What an episode did after the last such chunk is: it began in a state like any other.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ class ReplayAssembler:
     """Collects decisions by actor and hands out finished episodes.
 
     Counters (see `counts`): received, duplicates, lost (gaps in seq), invalid (wrong shapes),
-    interrupted (episodes with a chunk not executed as sampled), incomplete (episodes with a gap or
-    without an end), stale (decisions of policies too old or unknown), skipped (episodes passed over
-    for newer ones), overflow (episodes dropped because nobody took them).
+    interrupted (decisions up to and with a chunk that was not executed as sampled), incomplete
+    (episodes with a gap or without an end), stale (decisions of policies too old or unknown),
+    skipped (episodes passed over for newer ones), overflow (episodes dropped because nobody took
+    them).
     """
 
     def __init__(self, spec: PolicySpec, max_waiting_decisions: int = 20_000) -> None:
@@ -133,9 +134,14 @@ class ReplayAssembler:
         decisions, actor.decisions = actor.decisions, []
         if actor.spoiled:
             self.counts['incomplete'] += 1
-        elif any(d.interrupted for d in decisions):
-            self.counts['interrupted'] += 1
-        elif len(decisions) == 1 and decisions[0].truncated:
+            return
+        # The first chunk on an arm is slowed by the ramp: what came after it is as sampled.
+        cut = max((i + 1 for i, d in enumerate(decisions) if d.interrupted), default=0)
+        self.counts['interrupted'] += cut
+        decisions = decisions[cut:]
+        if not decisions:
+            return
+        if len(decisions) == 1 and decisions[0].truncated:
             self.counts['incomplete'] += 1
         else:
             self.counts['episodes'] += 1
@@ -161,8 +167,8 @@ def _episode(
     """Build the rollout of one episode.
 
     A truncated episode (cut off from outside) gives up its last decision: that observation is the
-    state whose value stands for the future. Where leading stale decisions were cut off, `returns`
-    is what was earned after them.
+    state whose value stands for the future. Where leading decisions were cut off, `returns` is what
+    was earned after them.
     """
     success, total = decisions[-1].success, sum(d.reward for d in decisions)
     observations = np.stack([d.observation for d in decisions])

@@ -32,7 +32,7 @@ class Decision:
 
     `executed` are the control points that were really commanded (absolute rad), NaN where the chunk
     was cut short. `interrupted` marks a chunk that was not executed as sampled (hold, stale stream,
-    e-stop, NaN, watchdog, swap): nobody may learn from it.
+    e-stop, NaN, watchdog, swap): nobody may learn from it, nor from what led to it.
     """
 
     actor: str  # who acted: one running server; (actor, seq) is unique

@@ -326,7 +326,7 @@ def test_nothing_is_learned_from_what_was_not_executed_or_is_not_a_decision(star
     actor.wait(lambda: actor.metrics)
     metrics = actor.metrics[0]
     assert metrics['episodes'] == EPISODES
-    assert metrics['replay_interrupted'] == EPISODES
+    assert metrics['replay_interrupted'] == EPISODES * STEPS
     assert metrics['replay_stale'] == EPISODES * STEPS
 
 

@@ -154,12 +154,22 @@ def test_who_joins_between_episodes_learns_from_the_first_one_seen(assembler):
     assert assembler.ready_episodes == 1
 
 
-@pytest.mark.parametrize('where', [0, 1, 2])
-def test_an_interrupted_chunk_discards_its_whole_episode(assembler, where):
+@pytest.mark.parametrize(('where', 'kept'), [({0}, [1, 2, 3]), ({0, 2}, [3]), ({1}, [2, 3])])
+def test_what_came_after_an_interrupted_chunk_is_learned_from(assembler, where, kept):
+    decisions = [replace(d, interrupted=k in where) for k, d in enumerate(episode_of(4))]
+    rollout = feed(assembler, decisions).take(1, 1, every_version)
+    assert steps_of(rollout) == kept
+    assert rollout.returns.tolist() == [sum(kept)]  # the reward of a step is its number
+    assert rollout.last.tolist() == rollout.terminated.tolist() == [k == 3 for k in kept]
+    assert rollout.success.tolist() == [True]
+    assert assembler.counts['interrupted'] == 4 - len(kept)
+
+
+def test_an_episode_whose_last_chunk_was_interrupted_is_not_learned_from(assembler):
     decisions = episode_of(3)
-    decisions[where] = replace(decisions[where], interrupted=True)
+    decisions[2] = replace(decisions[2], interrupted=True)
     feed(assembler, decisions)
-    assert assembler.counts['interrupted'] == 1 and assembler.ready_episodes == 0
+    assert assembler.counts['interrupted'] == 3 and assembler.ready_episodes == 0
 
 
 def test_a_truncated_episode_gives_up_its_last_decision_for_its_observation(assembler):
