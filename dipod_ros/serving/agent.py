@@ -30,6 +30,7 @@ class Sampled:
     chunk: np.ndarray  # float32 [H, A], rad per control step; NaN throughout after a fault
     fault: str  # the engine's error, '' when there was none
     guidance: Guidance | None = None  # what the sampler was told to continue
+    pictures: tuple[Picture, ...] = ()  # what it looked at, one per image stream
 
     @functools.cached_property
     def usable(self) -> bool:
@@ -89,7 +90,9 @@ class Agent:
         except Exception as error:  # whatever a backend raises, the arm has to brake
             fault = f'{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}'
             chunk = np.full((spec.horizon, len(spec.joints)), np.nan, dtype=np.float32)
-        return Sampled(policy, self.number, observation, noise, chunk, fault, guidance)
+        return Sampled(
+            policy, self.number, observation, noise, chunk, fault, guidance, tuple(pictures)
+        )
 
     def commit(self) -> None:
         """Count the chunk sampled last as a decision: the next one gets the next number."""

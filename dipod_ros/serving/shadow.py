@@ -204,16 +204,21 @@ class Shadow:
             sums.skipped += 1  # nothing was acted out, so there is nothing to be compared with
             return False
         base = plan.point(plan.chunk_start)
-        observation = sampled.observation
+        observation, pictures = sampled.observation, sampled.pictures
         if not policy.layout.same_vector(sampled.policy.layout):
             try:
                 observation = policy.layout.assemble(decided.seen, base)
+                pictures = policy.layout.pictures(decided.seen)
             except (KeyError, ValueError):  # a stream that is not there, or of another size
                 sums.skipped += 1
                 return False
         spec = policy.manifest.spec
         noise = self._noise.sample(sampled.number, spec.noise_size)
         start = self._clock()
+        if policy.eyes is not None:
+            # Its own encoder: the same places hold the features of another one, or none at all.
+            observation = observation.copy()
+            policy.eyes.look(pictures, observation)
         chunk = policy.engine.run(observation, noise)
         latency_s = self._clock() - start
         if not np.isfinite(chunk).all():

@@ -87,6 +87,8 @@ class Succession:
             self.rejected.forgive(manifest.sha256)
             self.hold = ''
             if self._wanted(manifest):
+                # What a person asked for by name is not replaced by whatever still waits.
+                self._drop_candidate()
                 self._on_change()
             else:
                 self._swap_to(manifest, 'parameter')
@@ -192,9 +194,10 @@ class Succession:
         """Take note that following the trainer was switched on or off by a person."""
         with self._lock:
             self.hold = ''
-            if not following and self.candidate is not None:
-                self._give_up_candidate()
-                self._end_candidate()
+            if not following:
+                self._drop_candidate()
+                if self._swap.pending_source == 'trainer':
+                    self._swap.cancel('follow_trainer was switched off')
             self._on_change()
 
     # What is found out while acting
@@ -260,9 +263,7 @@ class Succession:
 
     def _swap_to(self, manifest: Manifest, source: str) -> None:
         self.refusal = ''
-        if self.candidate is not None:
-            self._give_up_candidate()
-            self._end_candidate()
+        self._drop_candidate()
         self._listen(manifest.spec.streams)
         self._swap.request(manifest, source)
 
@@ -270,6 +271,11 @@ class Succession:
         if self.candidate is not None:
             manifest = self.candidate.manifest
             self._swap.note(manifest, 'trainer', 'superseded', 'a newer request came')
+
+    def _drop_candidate(self) -> None:
+        if self.candidate is not None:
+            self._give_up_candidate()
+            self._end_candidate()
 
     def _refuse(self, manifest: Manifest, reason: str) -> None:
         self.rejected.add(manifest.sha256, reason)

@@ -66,6 +66,7 @@ class HotSwap(Generic[P]):
         self._newest: _Request | None = None
         self._waiting: _Request | None = None
         self._untold = False
+        self._dropped_for = ''  # why what is being built is no longer wanted
         self._ready: tuple[_Request, P, float] | None = None
         self._closed = False
         self.requested: Manifest | None = None  # the newest request, until it acts
@@ -173,7 +174,7 @@ class HotSwap(Generic[P]):
     def _finish(self, request: _Request, policy: P | None, reason: str, build_s: float) -> None:
         with self._wake:
             if request is not self._newest:
-                self._note(request, 'superseded', reason or 'a newer request came', build_s)
+                self._note(request, 'superseded', reason or self._dropped_for, build_s)
                 return
             if policy is None:
                 self._newest = None
@@ -191,6 +192,7 @@ class HotSwap(Generic[P]):
         if self._ready is not None:
             self._note(self._ready[0], 'superseded', reason, self._ready[2])
         self._waiting = self._ready = None
+        self._dropped_for = reason
 
     def _note(self, request: _Request, result: str, reason: str, build_s: float) -> None:
         manifest = request.manifest

@@ -425,6 +425,49 @@ def test_no_longer_following_the_trainer_ends_its_candidate(rig):
     assert rig.succession.candidate is None and rig.decide(8) == 'first'
 
 
+def test_no_longer_following_the_trainer_stops_its_swap_that_is_ready(rig):
+    rig.decide()
+    rig.announce('second', AT_ONCE)
+    rig.wait(lambda: rig.swap.state == READY)
+    rig.succession.follow(False)
+    assert rig.swap.requested is None and rig.decide(4) == 'first'
+    last = rig.swap.history[-1]
+    assert (last.result, last.reason) == ('superseded', 'follow_trainer was switched off')
+
+
+def test_no_longer_following_the_trainer_stops_its_swap_that_is_being_built(rig):
+    rig.decide()
+    begun, let = threading.Event(), threading.Event()
+    build = rig.swap._build
+    rig.swap._build = lambda manifest: (begun.set(), let.wait(30), build(manifest))[-1]
+    rig.announce('second', AT_ONCE)
+    assert begun.wait(30)
+    rig.succession.follow(False)
+    let.set()
+    rig.swap.close()  # waits for the build
+    assert rig.decide(4) == 'first'
+    last = rig.swap.history[-1]
+    assert (last.result, last.reason) == ('superseded', 'follow_trainer was switched off')
+
+
+def test_no_longer_following_the_trainer_leaves_what_a_person_asked_for(rig):
+    rig.decide()
+    rig.succession.ask('third')
+    rig.succession.follow(False)
+    rig.wait(lambda: rig.swap.state == READY)
+    assert rig.decide() == 'third'
+
+
+@pytest.mark.parametrize('mode', [SHADOW, APPROVAL])
+def test_asking_for_the_acting_policy_by_name_ends_a_candidate(rig, mode):
+    rig.decide()
+    rig.announce('second', mode)
+    rig.succession.ask('first')
+    assert rig.succession.candidate is None and rig.shadow.wanted is None
+    assert rig.swap.history[-1].result == 'superseded'
+    assert rig.decide(8) == 'first' and not rig.succession.approve()[0]
+
+
 def test_the_shadow_returns_to_what_it_was_told_to_watch(rig):
     rig.decide()
     rig.succession.watch('third')
