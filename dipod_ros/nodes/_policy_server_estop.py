@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may stop the policy server, and who may let it go on: a topic and two services."""
+"""Who may stop the policy server, and who may let it go on: a topic and two services.
+
+Whoever publishes a stop is heard, whatever quality of service it offers.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,13 @@ from rclpy.lifecycle import LifecycleNode
 from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 
+from dipod_ros.ros import qos
 from dipod_ros.serving.safety import EStop
+
+try:
+    from rclpy.event_handler import SubscriptionEventCallbacks
+except ImportError:  # its name in Humble
+    from rclpy.qos_event import SubscriptionEventCallbacks
 
 
 class EStopInput:
@@ -20,7 +29,18 @@ class EStopInput:
         self._node = node
         self._estop = estop
         self._on_change = on_change
-        node.create_subscription(Bool, 'estop', self._on_topic, 10)
+        # Several of these hear one publisher: a latch that is set again is as it was.
+        quiet = SubscriptionEventCallbacks(incompatible_qos=lambda _: None)
+        for profile in qos.ESTOP:
+            # Where the others do not match, this one does: only its own silence is news.
+            any_publisher = profile is qos.ESTOP_FROM_ANY
+            node.create_subscription(
+                Bool,
+                'estop',
+                self._on_topic,
+                profile,
+                event_callbacks=None if any_publisher else quiet,
+            )
         node.create_service(Trigger, '~/estop', self._on_stop)
         node.create_service(Trigger, '~/reset_estop', self._on_reset)
 

@@ -49,6 +49,12 @@ OUTCOME = _profile(100)
 # Status and announcements: a late joiner gets the last one, and an old one is never queued up.
 LATCHED = _profile(1, latched=True)
 
+# An e-stop, which has to be heard from any publisher: reliable ones with every message, best-effort
+# ones, which a reliable reader does not match, and transient-local ones with what they said before
+# the reader was there. Of the latter only the last counts: a button that was let go is no stop.
+ESTOP_FROM_ANY = _profile(10, reliable=False)
+ESTOP = (_profile(10), ESTOP_FROM_ANY, LATCHED)
+
 # Decisions for the trainer: deep enough for an update's pause; records carry numbers, so that what
 # is lost beyond that is counted.
 REPLAY = _profile(1000)
