@@ -13,6 +13,7 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray, UInt8MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
+from dipod_ros.errors import UserError
 from dipod_ros.policy.decision import Decision, encode
 from dipod_ros.policy.spec import Stream
 from dipod_ros.ros import messages, qos
@@ -49,9 +50,20 @@ class SensorInput:
         self._subscribe(Float64MultiArray, 'outcome', self._outcome, qos.OUTCOME)
 
     def listen(self, stream: Stream) -> None:
-        """Subscribe to what a stream needs, once per topic."""
+        """Subscribe to what a stream needs, once per topic; raises UserError when it cannot be."""
         if stream.source == 'command':
             return
+        try:
+            self._listen(stream)
+        # Another type on the same topic, a name too long with its namespace, a missing OpenCV: what
+        # is raised differs between distributions and middlewares.
+        except Exception as error:
+            reason = str(error).split('\n')[0]
+            raise UserError(
+                f'stream {stream.name}: cannot listen to {stream.topic}: {reason}'
+            ) from error
+
+    def _listen(self, stream: Stream) -> None:
         if stream.source == 'joint_velocity':
             self._velocity_topics.add(stream.topic)
         if stream.source == 'image':

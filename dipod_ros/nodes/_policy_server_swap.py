@@ -189,7 +189,7 @@ class CheckpointRequests:
         try:
             announced = json.loads(msg.data)
             self._announced = str(announced['path']), str(announced['sha256'])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             self._node.get_logger().warning(
                 f'not the announcement of a checkpoint: {msg.data[:80]!r}',
                 throttle_duration_sec=10.0,

@@ -36,6 +36,8 @@ MAX_MANIFEST_BYTES = 1 << 20
 MAX_WEIGHTS_BYTES = 2 << 30
 # A manifest is some five levels deep.
 MAX_DEPTH = 32
+# Messages and files that name a version hold 64 bits; Python writes no number of any length.
+MAX_VERSION = (1 << 63) - 1
 # libyaml where it is there: a manifest is read while an arm moves, and PyYAML's own parser computes
 # for many milliseconds.
 _YAML = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
@@ -105,7 +107,10 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
         if file.stat().st_size > MAX_MANIFEST_BYTES:
             raise CheckpointError(f'{file} is larger than {MAX_MANIFEST_BYTES} bytes')
         data = _parse_yaml(file.read_text(encoding='utf-8'))
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+    except CheckpointError:
+        raise
+    # PyYAML's constructors also raise KeyError, IndexError and others, for a tag on a wrong value.
+    except Exception as error:
         reason = str(error).split('\n')[0]
         raise CheckpointError(f'{file} cannot be read: {reason}') from error
     if not isinstance(data, dict):
@@ -123,17 +128,20 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     try:
         spec = PolicySpec.from_dict(data.get('spec') or {})
         golden = _read_golden(data.get('golden'), spec)
+        version = int(data.get('version', 0))
+        if abs(version) > MAX_VERSION:
+            raise UserError('version has more than 64 bits')
         return Manifest(
             spec=spec,
             kind=data['kind'],
             sha256=sha,
-            version=int(data.get('version', 0)),
+            version=version,
             golden=golden,
             lineage=dict(data.get('lineage') or {}),
             metrics=dict(data.get('metrics') or {}),
             path=folder,
         )
-    except (UserError, TypeError, ValueError) as error:
+    except (UserError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f'{file}: {error}') from error
 
 

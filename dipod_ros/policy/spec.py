@@ -12,6 +12,7 @@ import numpy as np
 from dipod_ros.errors import UserError
 from dipod_ros.policy.image import ImageSettings
 from dipod_ros.policy.limits import JointLimits
+from dipod_ros.policy.ros_names import topic_problem
 
 SOURCES = ('joint_position', 'joint_velocity', 'command', 'point', 'vector', 'image')
 SOLVERS = ('euler', 'midpoint', 'sde', 'chain')
@@ -60,6 +61,9 @@ class Stream:
             raise SpecError(f'stream {self.name}: a point has size 3, not {self.size}')
         if self.source != 'command' and not self.topic:
             raise SpecError(f'stream {self.name}: source {self.source} needs a topic')
+        problem = '' if self.source == 'command' else topic_problem(self.topic)
+        if problem:
+            raise SpecError(f'stream {self.name}: topic {problem}')
         if (self.source == 'image') != (self.image is not None):
             raise SpecError(
                 f'stream {self.name}: source image, and no other, needs the settings of its image'

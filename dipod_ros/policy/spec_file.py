@@ -70,7 +70,7 @@ def read_spec_file(
             horizon=horizon,
             control_period_s=control_period_s,
         )
-    except (UserError, TypeError, ValueError) as error:
+    except (UserError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f'{path}: {error}') from error
 
 

@@ -60,8 +60,20 @@ class PolicyLoader:
         """Read a manifest and check it against the robot, without reading weights.
 
         Raises CheckpointError: not there, outside the model folders, another format, joints,
-        control period or limits, or not the `sha256` that was announced.
+        control period or limits, or not the `sha256` that was announced; and nothing else, because
+        a file that anybody may have written must not end whoever acts.
         """
+        try:
+            return self._validated(name_or_path, sha256)
+        except CheckpointError:
+            raise
+        except Exception as error:
+            reason = str(error).split('\n')[0]
+            raise CheckpointError(
+                f'{name_or_path[:200]} cannot be used: {type(error).__name__}: {reason}'
+            ) from error
+
+    def _validated(self, name_or_path: str, sha256: str) -> Manifest:
         manifest = read_manifest(resolve(name_or_path, self._model_dirs))
         if sha256 and not re.fullmatch(r'[0-9a-f]{64}', sha256):
             raise CheckpointError(f'sha256 {sha256!r} is not 64 hexadecimal digits')

@@ -57,7 +57,7 @@ class Succession:
             swap: builds them and hands them over.
             shadow: runs one beside the acting policy.
             agent: returns who acts.
-            listen: connects the streams of a policy.
+            listen: connects the streams of a policy; raises UserError when it cannot.
             promotion: what the trainer's checkpoints have to pass.
             rejected: what must not act again unless asked for by name.
             say: told why a request came to nothing, and of alarms.
@@ -106,7 +106,8 @@ class Succession:
             if self._wanted(manifest):
                 what = 'acts already' if self._swap.requested is None else 'is on its way already'
                 return True, f'{label(manifest)} {what}'
-            self._swap_to(manifest, 'reload')
+            if not self._swap_to(manifest, 'reload'):
+                return False, self.refusal
             return True, f'{label(manifest)} is being built and {AT_BOUNDARY}'
 
     def rollback(self, following: bool) -> tuple[bool, str]:
@@ -143,7 +144,8 @@ class Succession:
                     return True, 'nothing waits; announcements are considered again'
                 return False, 'no checkpoint of the trainer waits for approval'
             self._end_candidate()
-            self._swap_to(candidate.manifest, 'approval')
+            if not self._swap_to(candidate.manifest, 'approval'):
+                return False, self.refusal
             return True, f'{label(candidate.manifest)} is being built and {AT_BOUNDARY}'
 
     def reject(self) -> tuple[bool, str]:
@@ -158,9 +160,10 @@ class Succession:
     def watch(self, name: str) -> None:
         """Run a checkpoint beside the acting policy while no candidate does; '' ends that."""
         with self._lock:
-            self._watched = self._valid(name, '', 'shadow_checkpoint') if name else None
-            if self._watched is not None:
-                self._listen(self._watched.spec.streams)
+            watched = self._valid(name, '', 'shadow_checkpoint') if name else None
+            if watched is not None and not self._connected(watched, 'shadow_checkpoint'):
+                watched = None
+            self._watched = watched
             if self.candidate is None:
                 self._shadow.want(self._watched)
             self._on_change()
@@ -184,9 +187,10 @@ class Succession:
             if mode == AT_ONCE and not self.hold:
                 self._swap_to(manifest, 'trainer')
                 return
+            if not self._connected(manifest, 'trainer'):
+                return
             self._give_up_candidate()
             self.candidate = Candidate(manifest, APPROVAL if self.hold else mode)
-            self._listen(manifest.spec.streams)
             self._shadow.want(manifest)
             self._on_change()
 
@@ -261,11 +265,22 @@ class Succession:
         reason = self.rejected.reason(manifest.sha256)
         return reason and f'{label(manifest)} was rejected: {reason}; set checkpoint to have it act'
 
-    def _swap_to(self, manifest: Manifest, source: str) -> None:
+    def _connected(self, manifest: Manifest, source: str) -> bool:
+        """Listen to the streams of a policy; False, and said why, when that cannot be."""
+        try:
+            self._listen(manifest.spec.streams)
+        except UserError as error:
+            self._say_no(f'{source}: {label(manifest)}: {error}')
+            return False
+        return True
+
+    def _swap_to(self, manifest: Manifest, source: str) -> bool:
+        if not self._connected(manifest, source):
+            return False
         self.refusal = ''
         self._drop_candidate()
-        self._listen(manifest.spec.streams)
         self._swap.request(manifest, source)
+        return True
 
     def _give_up_candidate(self) -> None:
         if self.candidate is not None:

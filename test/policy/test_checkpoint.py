@@ -185,12 +185,15 @@ def test_no_folder_is_an_error_of_one_line(tmp_path):
         ({'sha256': 'Z' * 64}, 'sha256'),
         ({'version': 'new'}, 'new'),
         ({'version': [1]}, 'int'),
+        ({'version': float('inf')}, 'infinity'),
+        ({'version': 1 << 64}, '64 bits'),
         ({'spec': None}, 'missing'),
         ({'spec': []}, 'manifest'),
         ({'spec': {'task': 'x'}}, 'missing'),
         ({'golden': {'observation': [0.0]}}, 'golden'),
         ({'golden': [1, 2]}, 'golden'),
         ({'golden': {'observation': ['a'], 'noise': [], 'chunk': []}}, 'manifest'),
+        ({'golden': {'observation': [10**400], 'noise': [], 'chunk': []}}, 'float'),
         ({'lineage': 3}, 'manifest'),
     ],
 )
@@ -199,6 +202,13 @@ def test_a_manifest_with_a_wrong_field_is_refused(saved, changes, word):
     message = refusal(ckpt.read_manifest, saved)
     assert word in message and str(saved) in message
     refusal(ckpt.load, saved)
+
+
+def test_a_version_that_python_reads_and_cannot_write_is_refused(saved):
+    edit_manifest(saved, version='HERE')
+    file = saved / ckpt.MANIFEST_FILE
+    file.write_text(file.read_text().replace('HERE', '0x' + 'f' * 5_000))
+    assert '64 bits' in refusal(ckpt.read_manifest, saved)
 
 
 @pytest.mark.parametrize('name', ['observation', 'noise', 'chunk'])
@@ -223,6 +233,9 @@ def test_golden_values_must_fit_the_spec(saved, name, value):
         b'[' * 100_000 + b']' * 100_000,
         b'- ' * 100_000,
         b'a: ' + b'{b: ' * 5_000,
+        b'a: !!int ""',
+        b'a: !!bool maybe',
+        b'a: !!timestamp now',
     ],
 )
 def test_a_garbled_manifest_is_refused(saved, text):

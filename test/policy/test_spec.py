@@ -45,6 +45,7 @@ def test_the_noise_of_a_chain_is_in_the_manifest_and_older_manifests_have_none(m
         ({'source': 'vector', 'size': 2, 'max_age_s': float('nan')}, 'max_age_s'),
         ({'source': 'point', 'size': 2}, 'size 3'),
         ({'source': 'joint_position', 'size': 2, 'topic': ''}, 'topic'),
+        ({'source': 'vector', 'size': 2, 'topic': 'goal point!'}, 'no name of a ROS topic'),
     ],
 )
 def test_a_stream_that_cannot_be_read_is_refused(options, word):

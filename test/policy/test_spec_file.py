@@ -59,6 +59,8 @@ def test_the_example_of_the_documentation_is_one(tmp_path):
         ('size: 2, ', 'size: none, ', 'none'),
         ('source: command}', 'source: command, size: 4}', 'size is 4, the robot has 3 joints'),
         ('source: point, topic: goal', 'source: point', 'needs a topic'),
+        ('source: point, topic: goal', 'source: point, topic: 2goals', 'no name of a ROS topic'),
+        ('size: 2, topic: force', 'size: .inf, topic: force', 'infinity'),
         ('source: point, topic: goal', 'source: point, topic: goal, size: 2', 'size 3, not 2'),
         ('width: 64', 'width: 4', 'image width must be within'),
         ('width: 64', 'widht: 4', 'the image of stream eye has no setting'),

@@ -73,6 +73,19 @@ def test_a_path_outside_the_model_folders_is_refused(loader, tmp_path_factory):
         loader.validate(str(outside / 'good'))
 
 
+def test_whatever_goes_wrong_with_a_manifest_is_a_refusal(loader, tmp_path, monkeypatch):
+    from dipod_ros.policy.spec import PolicySpec
+
+    save_checkpoint(tmp_path / 'odd')
+
+    def stumble(*_):
+        raise IndexError('nobody\nthought of this')
+
+    monkeypatch.setattr(PolicySpec, 'mismatch', stumble)
+    with pytest.raises(CheckpointError, match='^odd cannot be used: IndexError: nobody$'):
+        loader.validate('odd')
+
+
 @pytest.mark.parametrize('sha', ['f' * 64, 'short'])
 def test_another_checkpoint_than_announced_is_refused(loader, tmp_path, sha):
     save_checkpoint(tmp_path / 'good')

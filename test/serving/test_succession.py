@@ -14,6 +14,7 @@ from checkpoints import (
     save_lying_checkpoint,
 )
 
+from dipod_ros.errors import UserError
 from dipod_ros.policy.spec import Stream
 from dipod_ros.serving.agent import Agent
 from dipod_ros.serving.alarm import AlarmConfig, SwapAlarm
@@ -181,6 +182,42 @@ def test_reload_swaps_when_the_content_changed_and_says_what_happens(rig):
     done, said = rig.succession.reload('first')
     assert not done and 'format_version' in said
     assert not rig.succession.reload('../elsewhere')[0]
+
+
+def test_a_policy_whose_streams_cannot_be_heard_is_refused_however_it_is_asked_for(rig):
+    refused = 'stream goal: cannot listen to goal: no such luck'
+
+    def deaf(streams):
+        raise UserError(refused)
+
+    rig.decide()
+    rig.succession._listen = deaf
+    rig.succession.ask('second')
+    assert refused in rig.succession.refusal and 'second' in rig.succession.refusal
+    rig.succession.watch('second')
+    assert rig.said[-1].startswith('not swapped: shadow_checkpoint: second (')
+    for mode in (AT_ONCE, SHADOW, APPROVAL):
+        rig.announce('third', mode)
+        assert rig.said[-1].startswith('not swapped: trainer: third (')
+        assert rig.succession.candidate is None and rig.shadow.wanted is None
+    calm(3).save(rig.folder / 'first', overwrite=True)
+    done, said = rig.succession.reload('first')
+    assert not done and refused in said
+    assert rig.swap.requested is None and rig.decide(2) == 'first'
+
+
+def test_a_candidate_goes_on_waiting_when_what_would_replace_it_cannot_be_heard(rig):
+    rig.decide()
+    rig.announce('second', APPROVAL)
+
+    def deaf(streams):
+        raise UserError('no such luck')
+
+    rig.succession._listen = deaf
+    rig.announce('third', APPROVAL, wait=False)
+    rig.succession.ask('third')
+    assert rig.succession.candidate.manifest.path.name == 'second'
+    assert 'no such luck' in rig.succession.refusal and rig.swap.requested is None
 
 
 def test_rollback_goes_back_without_a_build_and_back_again(rig):
