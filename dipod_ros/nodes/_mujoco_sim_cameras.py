@@ -32,13 +32,14 @@ class Cameras:
             self._renderer = SceneRenderer(world, width, height, smooth=False)
 
     def pictures(
-        self, tick: int, state: np.ndarray, goal: np.ndarray
+        self, tick: int, state: np.ndarray, goal: np.ndarray, begins: bool
     ) -> Iterator[tuple[str, np.ndarray, float]]:
         """Yield name, uint8 [height, width, 3] and focal length (pixel), when it is their turn.
 
-        Takes a full-physics state [S] and the goal [3] (m).
+        Takes a full-physics state [S], the goal [3] (m), and whether an episode `begins`: what was
+        seen before is another world then, so that it is their turn in any case.
         """
-        if self._renderer is not None and tick % self._every == 0:
+        if self._renderer is not None and (begins or tick % self._every == 0):
             for name, focal_px in self._focal_px.items():
                 yield name, self._renderer.render(state, name, goal), focal_px
 

@@ -26,10 +26,14 @@ class LimitParams:
 
 @dataclass(frozen=True)
 class FaultParams:
-    """What goes wrong on purpose, for tests; real time only makes sense of a delay."""
+    """What goes wrong on purpose, for tests, in real time."""
 
-    drop_joint_states: int = param(0, 'leave out every n-th joint_states; 0 is none', low=0)
-    delay_joint_states: int = param(0, 'joint_states arrive this many samples late', low=0)
+    drop_joint_states: int = param(
+        0, 'leave out every n-th joint_states (real time); 0 is none', low=0
+    )
+    delay_joint_states: int = param(
+        0, 'joint_states arrive this many samples late (real time)', low=0
+    )
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,11 @@ class MujocoSimParams:
     cameras: tuple[str, ...] = param((), 'cameras to publish as <camera>/image_raw; needs GL')
     camera_width: int = param(96, 'of the images', unit='pixel', low=8, high=4096)
     camera_height: int = param(96, 'of the images', unit='pixel', low=8, high=4096)
-    camera_every: int = param(1, 'control periods between two images', low=1)
+    camera_every: int = param(
+        1,
+        'control periods between two images, 1 in lockstep; an episode begins with one',
+        low=1,
+    )
     robot: str = param('', 'name of the robot')
     mjcf: str = param('', 'its MJCF: absolute, or relative to the share directory')
     joints: tuple[str, ...] = param((), 'joints in command order')
@@ -89,6 +97,21 @@ class MujocoSimParams:
     tip_site: str = param('', 'site of the MJCF that is published as `tip`')
     limits: LimitParams = group(LimitParams)
     faults: FaultParams = group(FaultParams)
+
+    def __post_init__(self) -> None:
+        if not self.lockstep:
+            return
+        # Whoever answers waits for all of an observation, and the world for the answer.
+        if self.camera_every > 1:
+            raise UserError(
+                f'camera_every {self.camera_every} would leave observations without their '
+                'pictures, for which lockstep waits: set it to 1, or lockstep to false'
+            )
+        if self.fault_config() != FaultConfig():
+            raise UserError(
+                'faults.drop_joint_states and faults.delay_joint_states hold back what lockstep '
+                'waits for: set them to 0, or lockstep to false'
+            )
 
     @property
     def slices(self) -> int:

@@ -208,10 +208,12 @@ class MujocoSim(Node):
         physics = self.episodes.worlds
         for i, world in enumerate(self.worlds):
             world.now_ns = ns
-            if outcomes[i] is not None:
-                world.publish_outcome(outcomes[i])
+            outcome = outcomes[i]
+            if outcome is not None:
+                world.publish_outcome(outcome)
+            begins = outcome is not None and outcome.reset
             for picture in self._cameras.pictures(
-                self._ticks, physics.state[i], self.episodes.goal[i]
+                self._ticks, physics.state[i], self.episodes.goal[i], begins
             ):
                 world.publish_image(ns, *picture)
             for name, values in points.items():

@@ -314,14 +314,18 @@ def test_the_lossy_scenario_loses_every_third_sample(start):
 
 def test_the_late_scenario_brings_samples_two_periods_late(start):
     late = resource('sim/scenarios/late_joint_states.yaml')
-    commander, _ = start(task='none', lockstep=True, params_files=[late])
+    commander, _ = start(task='none', real_time_factor=4.0, params_files=[late])
     world = commander.worlds[0]
-    for ticks in (1, 2):
-        commander.go_to(ROBOT.home)  # no stamp: an answer to whatever is there
-        commander.wait_status(ticks=ticks)
-    commander.wait_stamp(T0)
-    commander.wait(lambda: commander.clock[-1:] == [T0 + 2 * DT_NS])
-    assert world.stamps() == [T0]
+    commander.wait(lambda: len(world.joints) >= 4)
+    assert set(np.diff(world.stamps())) == {DT_NS}
+    assert commander.pause(True).success
+    now_ns = T0 + commander.wait_status(paused=True)['ticks'] * DT_NS
+    for _ in range(2):
+        assert now_ns not in world.stamps()
+        assert commander.call('step').success
+    commander.wait_stamp(now_ns)
+    commander.wait(lambda: commander.clock[-1:] == [now_ns + 2 * DT_NS])
+    assert world.stamps()[-1] == now_ns
 
 
 def test_another_robot_by_its_file_alone(start):
@@ -335,13 +339,17 @@ def test_another_robot_by_its_file_alone(start):
     assert commander.wait_status(commands=40)['episodes'] == 0
 
 
-def test_pictures_come_with_their_calibration(start):
+@pytest.fixture
+def gl():
     from dipod_ros.sim.gl import NoGL, offscreen_context
 
     try:
         offscreen_context(8, 8).free()
     except NoGL as error:
         pytest.skip(str(error))
+
+
+def test_pictures_come_with_their_calibration(start, gl):
     commander, _ = start(real_time_factor=4.0, cameras=['front'], camera_width=64)
     world = commander.worlds[0]
     commander.wait(lambda: world.images and world.infos)
@@ -350,6 +358,19 @@ def test_pictures_come_with_their_calibration(start):
     assert np.asarray(image.data).std() > 10
     assert info.k[0] == pytest.approx(48 / np.tan(np.radians(25)))
     assert (info.k[2], info.k[5], info.width, info.height) == (32.0, 48.0, 64, 96)
+
+
+def test_an_episode_begins_with_a_picture_however_rare_they_are(start, gl):
+    commander, _ = start(cameras=['front'], camera_every=100_000)
+    world = commander.worlds[0]
+    commander.wait(lambda: len(world.joints) >= 3)
+    for _ in range(2):
+        before = len(world.images)
+        assert commander.call('reset').success
+        commander.wait(lambda n=before: len(world.images) > n)
+    commander.wait(lambda: len([o for o in world.outcomes if o.truncated]) == 2)
+    begun = [o.stamp_ns for o in world.outcomes if o.truncated]
+    assert [messages.stamp_ns(m.header.stamp) for m in world.images[-2:]] == begun
 
 
 @pytest.mark.parametrize(
@@ -362,6 +383,9 @@ def test_pictures_come_with_their_calibration(start):
         ('arm7', {'cameras': ['side']}, "no camera 'side'; this world has ['front']"),
         ('arm7', {'joints': ['joint1', 'elbow']}, 'has 7 values for 2 joints'),
         ('arm7', {'worlds': 0}, 'worlds'),
+        ('arm7', {'lockstep': True, 'camera_every': 2}, 'camera_every 2 would leave observations'),
+        ('arm7', {'lockstep': True, 'faults__drop_joint_states': 3}, 'faults.drop_joint_states'),
+        ('arm7', {'lockstep': True, 'faults__delay_joint_states': 1}, 'or lockstep to false'),
         ('arm7', {'real_time_factor': 1}, 'real_time_factor'),
     ],
 )
