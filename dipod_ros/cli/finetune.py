@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     from dipod_ros.learning.algorithms.self_distillation import InterleavedConfig
     from dipod_ros.learning.evaluate import evaluate_policy
     from dipod_ros.learning.fresh_student import FreshConfig
-    from dipod_ros.learning.imitation import ImitationConfig
+    from dipod_ros.learning.imitation import imitation_config
     from dipod_ros.learning.learner import LearnerConfig
     from dipod_ros.learning.q_critic import QCriticConfig
     from dipod_ros.learning.rollout import collect_episodes
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
             learning_rate=args.learning_rate,
             ema=args.ema,
         ),
-        imitation=ImitationConfig(args.demo_weight, args.demo_decay) if args.demos else None,
+        imitation=imitation_config(args.demo_weight, args.demo_decay),
         q_critic=QCriticConfig() if args.q_critic else None,
         gap_every=args.gap_every,
         seed=args.seed,

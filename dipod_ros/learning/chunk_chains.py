@@ -18,7 +18,8 @@ def chunk_chains(
     """Return rows, in which every decision begins where the chunk of the one before ends.
 
     An episode of overlapping chunks becomes several, which begin one decision after another; other
-    episodes stay as they are. Chunks overlap where those of every episode do.
+    episodes stay as they are. Either all episodes overlap or none: chunks that happen to differ
+    where they meet say nothing of how far apart they are.
 
     Args:
         actions: chunks [M, H, A], episode after episode.
@@ -29,18 +30,23 @@ def chunk_chains(
         how many chunks its episode is old [M].
 
     Raises:
-        UserError: where no decision of an episode begins at the end of another's chunk.
+        UserError: where no decision of an episode begins at the end of another's chunk, and where
+            some episodes overlap and others do not.
 
     """
     horizon = actions.shape[1]
     bounds = np.flatnonzero(episodes[1:] != episodes[:-1]) + 1
     parts = np.split(np.arange(len(episodes)), bounds)
     strides = [_overlap(actions[part]) if len(part) > 1 else 0 for part in parts]
-    overlapping = any(strides) and all(stride is not None for stride in strides)
+    if any(strides) and None in strides:
+        raise UserError(
+            'some of the demonstrations have chunks that overlap, others do not: keep sessions '
+            'recorded with different strides in files of their own, or give the Q critic none'
+        )
     chains, ages = [], []
     for part, stride in zip(parts, strides, strict=True):
         every = 1
-        if overlapping and stride:
+        if stride:
             if horizon % stride:
                 raise UserError(
                     f'the demonstrations have a decision every {stride} control steps and chunks '
@@ -61,9 +67,11 @@ def _overlap(chunks: np.ndarray) -> int | None:
     """Return by how many steps each chunk [M, H, A] is the one before moved on, None if it is not.
 
     What two chunks say of the same steps is the same to the last bit: they were cut out of one
-    motion.
+    motion. 0 is for one motion throughout, standing still, which fits any number of steps.
     """
     horizon = chunks.shape[1]
+    if np.array_equal(chunks, np.broadcast_to(chunks[:1, :1], chunks.shape)):
+        return 0
     for steps in range(1, horizon):
         if np.array_equal(chunks[1:, : horizon - steps], chunks[:-1, steps:]):
             return steps

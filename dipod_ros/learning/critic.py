@@ -92,16 +92,6 @@ def generalized_advantages(
 CLOCK_UNIT = 10.0
 
 
-def decision_index(last: torch.Tensor) -> torch.Tensor:
-    """Return how many decisions came before each one in its episode, float [M].
-
-    `last` [M] marks the ends of episodes that stand one after another.
-    """
-    position = torch.arange(len(last))
-    starts = torch.where(torch.roll(last, 1).index_fill(0, torch.tensor([0]), True), position, 0)
-    return (position - torch.cummax(starts, 0).values).float()
-
-
 class CriticTrainer:
     """Fits a critic to lambda-returns and turns rollouts into advantages."""
 
@@ -183,5 +173,5 @@ class CriticTrainer:
         o = policy.normalizer.observation(torch.from_numpy(raw))
         if not self.config.clock:
             return o
-        index = decision_index(torch.from_numpy(rollout.last)) + following
+        index = torch.from_numpy(rollout.step).float() + following
         return torch.cat([o, index[:, None] / CLOCK_UNIT], dim=1)

@@ -57,6 +57,15 @@ class ImitationConfig:
             )
 
 
+def imitation_config(weight: float, decay: float) -> ImitationConfig | None:
+    """Return the settings, or None for a weight of 0; raises UserError for impossible ones.
+
+    Demonstrations that only a critic learns from need not have succeeded.
+    """
+    config = ImitationConfig(weight, decay)
+    return config if weight > 0 else None
+
+
 class Imitation:
     """The demonstrations of a learner, and its own successes where these are imitated."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dipod_ros.errors import UserError
 from dipod_ros.learning.methods import METHODS
-from dipod_ros.learning.regimes import REGIMES, TASKS
+from dipod_ros.learning.regimes import REGIMES, TASKS, Regime
 
 if TYPE_CHECKING:
     from dipod_ros.learning.algorithms.base import UpdateConfig
@@ -100,8 +100,11 @@ def update_config(job: Job) -> UpdateConfig | OutsideConfig:
         for name, value in (('epochs', regime.epochs), ('clip', regime.clip))
         if value is not None
     }
-    if outside:  # the learner of all others has these
-        changes |= {name: True for name in ('lag', 'tight') if getattr(regime, name)}
+    if outside:  # the learner of all others has these; PPO has batches of its own
+        plain = Regime('')
+        names = ('lag', 'tight', 'window')
+        values = {name: getattr(regime, name) for name in names}
+        changes |= {name: v for name, v in values.items() if v != getattr(plain, name)}
     if regime.stored_samples is not None:
         changes |= {'samples_per_action': regime.stored_samples, 'samples_per_step': 0}
     shared = {name: value for name, value in SHARED.items() if hasattr(config, name)}

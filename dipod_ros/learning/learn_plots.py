@@ -11,6 +11,7 @@ import numpy as np
 
 from dipod_ros.learning.experiment_result import smooth
 from dipod_ros.learning.methods import METHODS, SWEEP, SWEPT
+from dipod_ros.learning.pyplot import pyplot
 from dipod_ros.learning.regimes import REGIMES, TASKS
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def _curves(
     title: str,
 ) -> Path | None:
     """Draw the mean of the seeds and, where there are several, from the lowest to the highest."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(8, 5), layout='constrained')
     for method, results in runs.items():
         curves = [curve for curve in map(read, results) if len(curve[0])]
@@ -116,7 +117,7 @@ def _sweep(
     path: Path, runs: dict[str, list[dict[str, Any]]], label: str, title: str
 ) -> Path | None:
     """Draw the score over the number of evaluations, and the one-step student."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(9, 4.5), layout='constrained')
     shown = {m: [r for r in results if r['sweep']] for m, results in runs.items()}
     shown = {m: results for m, results in shown.items() if results}
@@ -137,7 +138,7 @@ def _sweep(
 
 def _settings(path: Path, runs: dict[str, list[dict[str, Any]]], label: str, title: str) -> Path:
     """Draw what each setting of the sweep ends with: a bar, and a point for each seed."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(8, 1 + 0.2 * len(runs)), layout='constrained')
     families = {name: family for family in SWEEP for name in runs if name.startswith(family)}
     for place, (name, results) in enumerate(runs.items()):
@@ -156,7 +157,7 @@ def _clips(path: Path, report: Report, task: str) -> Path | None:
     rows.sort(key=lambda row: CLIPS[row['regime']])
     if len({row['regime'] for row in rows}) < 2:
         return None
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
     for method in dict.fromkeys(row['method'] for row in rows):
         own = [row for row in rows if row['method'] == method]
@@ -172,7 +173,7 @@ def _ends(path: Path, report: Report, task: str) -> Path | None:
     rows = [r for r in report.rows if r['task'] == task and r['regime'] == 'long' and r['seeds']]
     if not rows:
         return None
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
     for i, row in enumerate(rows):
         _points(axes, [i], [row], row['method'])
@@ -208,12 +209,3 @@ def _save(plt, figure, axes, path: Path, legend: bool = True) -> Path:
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
-
-
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
-
-    return pyplot

@@ -6,7 +6,6 @@ Every key of a row is in docs/bench_learn.md. The pictures are in learn_plots.py
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -234,11 +233,6 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     except OSError as error:
         raise UserError(f'cannot write {folder}: {error.strerror or error}') from error
     return [folder / 'learn.json', folder / 'learn.md', *pictures]
-
-
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """Read the rows of a learn.json."""
-    return json.loads(Path(file).read_text(encoding='utf-8'))
 
 
 def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

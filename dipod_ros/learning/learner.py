@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from dipod_ros.errors import UserError
@@ -134,10 +135,12 @@ class Learner:
         version; when it has collapsed, the version before it is put back instead, and learning
         goes on with half the learning rate and half the epochs. Where the version before is itself
         narrow and has lost its return, the last one with wider actions is put back, as a new
-        version. A rollout without any advantage (every decision went exactly as the critic
-        expected) teaches the critic alone. Raises UserError, and changes nothing, for an empty
-        rollout, one of forgotten versions or with numbers that are not finite. When `stop` turns
-        true, the update is given up: everything is put back and UpdateStopped raised.
+        version. While nothing was ever worth more than anything else (a sparse task before its
+        first success), only the critics learn: what is left of an advantage then is their error,
+        and advantages are scaled to one whatever their size. Raises UserError, and changes
+        nothing, for an empty rollout, one of forgotten versions or with numbers that are not
+        finite. When `stop` turns true, the update is given up: everything is put back and
+        UpdateStopped raised.
         """
         rollout.require_fits(self.policy.spec)
         self.versions.require_known(rollout)
@@ -206,10 +209,11 @@ class Learner:
             metrics |= initial
             moved = bool(initial)
         metrics['advantage_rms'] = float(root_mean_square(batch.advantages))
-        if metrics['advantage_rms'] < ADVANTAGE_FLOOR:
+        if metrics['advantage_rms'] < ADVANTAGE_FLOOR or not self._tells_apart(rollout):
             log.warning(
-                'update %d: every advantage is zero (is the reward constant?): nothing to learn '
-                'from, the critic alone was fitted',
+                'update %d: no decision so far was worth more than another (is the reward '
+                'constant, or nothing succeeded yet?): nothing to learn from, the critic alone was '
+                'fitted',
                 self.updates,
             )
             return moved
@@ -233,6 +237,14 @@ class Learner:
         rng = self._rng('after')
         metrics |= self.algorithm.after_epochs(self.policy, batch, self.updates, rng)
         return True
+
+    def _tells_apart(self, rollout: Rollout) -> bool:
+        """Return whether anything that is remembered was worth more than anything else."""
+        return (
+            rollout.tells_apart
+            or bool(np.ptp(self._returns) > 0)
+            or (self.q is not None and self.q.tells_apart)
+        )
 
     def _judge(
         self,
@@ -280,12 +292,14 @@ class Learner:
         """
         return self.versions.mismatch(rollout, limit)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything needed to go on, atomically."""
+    def save(
+        self, path: str | os.PathLike[str], more: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
+        """Write everything needed to go on, atomically, and what the caller keeps beside it."""
         tensors = self._snapshot() | pack_module('reference', self.reference)
         # Copies: the critic's rollouts may be the same tensors, which a file cannot say.
         tensors |= {f'{WIDE}{k}': v.clone() for k, v in (self._wide or {}).items()}
-        tensors |= self.versions.tensors()
+        tensors |= self.versions.tensors() | (more or {})
         info = {
             **{name: getattr(self, name) for name in COUNTERS},
             'recent': self.versions.numbers,

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dipod_ros.learning.evaluate import SuccessRate
+from dipod_ros.learning.pyplot import pyplot
 
 BLUE, ORANGE, GREEN, GREY = '#2458a6', '#d9731a', '#2e8540', '#888888'
 
@@ -28,7 +29,7 @@ def plot_learning_curve(
         title: of the picture.
 
     """
-    plt = _pyplot()
+    plt = pyplot()
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(8, 6), sharex=True, height_ratios=(2, 1), layout='constrained'
     )
@@ -64,7 +65,7 @@ def plot_learning_curve(
 
 def plot_evaluations(path: Path, rates: Mapping[str, SuccessRate], title: str) -> Path:
     """Draw success with 95 % intervals, one bar for each named evaluation."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(1.6 + 1.1 * len(rates), 4), layout='constrained')
     values = [r.success for r in rates.values()]
     errors = np.array([[r.success - r.low, r.high - r.success] for r in rates.values()]).T
@@ -87,12 +88,3 @@ def _smooth(success: np.ndarray, episodes: np.ndarray, window: int = 256) -> np.
         values = success[: i + 1][::-1]
         out[i] = np.average(values[keep], weights=weights[keep])
     return out
-
-
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
-
-    return pyplot

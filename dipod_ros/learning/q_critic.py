@@ -136,6 +136,12 @@ class QCritic:
         if self.shown is not None:
             require_sparse(rollout)
 
+    @property
+    def tells_apart(self) -> bool:
+        """Whether some remembered decision, own or demonstrated, was worth more than another."""
+        known = [part.rewards for part in (self.own, self.shown) if part is not None]
+        return any(bool(rewards.min() < rewards.max()) for rewards in known)
+
     @torch.no_grad()
     def values(self, o: torch.Tensor, clock: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
         """Return the mean of the ensemble [M] for [M, O], [M], [M, D]."""

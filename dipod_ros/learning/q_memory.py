@@ -11,7 +11,7 @@ import torch
 
 from dipod_ros.errors import UserError
 from dipod_ros.learning.chunk_chains import chunk_chains
-from dipod_ros.learning.critic import CLOCK_UNIT, decision_index
+from dipod_ros.learning.critic import CLOCK_UNIT
 from dipod_ros.learning.dataset import Demonstrations
 from dipod_ros.learning.imitation import normalised
 from dipod_ros.learning.rollout import Rollout
@@ -58,17 +58,16 @@ class Decisions:
 
 def rollout_decisions(policy: FlowPolicy, rollout: Rollout) -> Decisions:
     """Return all decisions of a rollout."""
-    last = torch.from_numpy(rollout.last)
     # What followed an end may be no number.
     following = torch.from_numpy(np.nan_to_num(rollout.next_observations, posinf=0.0, neginf=0.0))
     return Decisions(
         policy.normalizer.observation(torch.from_numpy(rollout.observations)),
-        decision_index(last) / CLOCK_UNIT,
+        torch.from_numpy(rollout.step).float() / CLOCK_UNIT,
         policy.normalizer.action(torch.from_numpy(rollout.chunks).flatten(1)),
         torch.from_numpy(rollout.rewards),
         policy.normalizer.observation(following),
         torch.from_numpy(rollout.terminated),
-        last,
+        torch.from_numpy(rollout.last),
     )
 
 

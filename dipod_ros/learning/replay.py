@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -30,6 +30,18 @@ class _Actor:
     spoiled: bool = False  # the episode has a hole: nothing of it is kept
 
 
+@dataclass
+class _Episode:
+    """A finished one: what may be learned from, and what the whole of it came to."""
+
+    decisions: list[Decision]
+    total: float  # of its rewards
+    length: int
+
+    def __len__(self) -> int:
+        return len(self.decisions)
+
+
 class ReplayAssembler:
     """Collects decisions by actor and hands out finished episodes.
 
@@ -45,7 +57,7 @@ class ReplayAssembler:
         self.spec = spec
         self.counts: Counter[str] = Counter()
         self._actors: OrderedDict[str, _Actor] = OrderedDict()
-        self._ready: deque[list[Decision]] = deque()
+        self._ready: deque[_Episode] = deque()
         self._waiting = 0
         self._max_waiting = max_waiting_decisions
 
@@ -107,14 +119,15 @@ class ReplayAssembler:
             self.counts['skipped'] += 1
         parts = []
         while self._ready:
-            decisions = self._ready.popleft()
-            self._waiting -= len(decisions)
-            parts.append(_episode(decisions, version_of, self.spec))
+            episode = self._ready.popleft()
+            self._waiting -= len(episode)
+            parts.append(_rollout(episode, version_of, self.spec))
         return Rollout.concatenate(parts)
 
     def _drop_stale(self, version_of: Callable[[str], int | None]) -> None:
-        kept: deque[list[Decision]] = deque()
-        for decisions in self._ready:
+        kept: deque[_Episode] = deque()
+        for episode in self._ready:
+            decisions = episode.decisions
             fresh = len(decisions)
             while fresh and version_of(decisions[-fresh].policy_sha) is None:
                 fresh -= 1
@@ -127,7 +140,7 @@ class ReplayAssembler:
             self.counts['stale'] += len(decisions) - len(usable)
             self._waiting -= len(decisions) - len(usable)
             if usable:
-                kept.append(usable)
+                kept.append(replace(episode, decisions=usable))
         self._ready = kept
 
     def _finish(self, actor: _Actor) -> None:
@@ -138,6 +151,7 @@ class ReplayAssembler:
         # The first chunk on an arm is slowed by the ramp: what came after it is as sampled.
         cut = max((i + 1 for i, d in enumerate(decisions) if d.interrupted), default=0)
         self.counts['interrupted'] += cut
+        total, length = sum(d.reward for d in decisions), len(decisions)
         decisions = decisions[cut:]
         if not decisions:
             return
@@ -145,7 +159,7 @@ class ReplayAssembler:
             self.counts['incomplete'] += 1
         else:
             self.counts['episodes'] += 1
-            self._ready.append(decisions)
+            self._ready.append(_Episode(decisions, total, length))
             self._waiting += len(decisions)
             while self._waiting > self._max_waiting:
                 self._waiting -= len(self._ready.popleft())
@@ -161,16 +175,17 @@ class ReplayAssembler:
         )
 
 
-def _episode(
-    decisions: list[Decision], version_of: Callable[[str], int | None], spec: PolicySpec
+def _rollout(
+    episode: _Episode, version_of: Callable[[str], int | None], spec: PolicySpec
 ) -> Rollout:
     """Build the rollout of one episode.
 
     A truncated episode (cut off from outside) gives up its last decision: that observation is the
-    state whose value stands for the future. Where leading decisions were cut off, `returns` is what
-    was earned after them.
+    state whose value stands for the future. Where leading decisions were cut off, the return and
+    the control steps are still those of the whole episode.
     """
-    success, total = decisions[-1].success, sum(d.reward for d in decisions)
+    decisions = episode.decisions
+    success, unused = decisions[-1].success, int(decisions[-1].truncated)
     observations = np.stack([d.observation for d in decisions])
     following = np.concatenate([observations[1:], observations[-1:]])
     used = decisions[:-1] if decisions[-1].truncated else decisions
@@ -189,6 +204,7 @@ def _episode(
         last=last,
         version=np.array([version_of(d.policy_sha) for d in used], dtype=np.int64),
         success=np.array([success]),
-        returns=np.array([total], dtype=np.float32),
-        control_steps=count * spec.horizon,
+        returns=np.array([episode.total], dtype=np.float32),
+        control_steps=(episode.length - unused) * spec.horizon,
+        step=np.array([d.step for d in used], dtype=np.int64),
     )

@@ -26,6 +26,8 @@ class Rollout:
 
     next_observations are those that followed; they are ignored where `terminated`. `last` marks the
     final decision of each episode. `version` [M] is the policy version that sampled the chunk.
+    `step` [M] is how many decisions came before in the episode: counted from the first one here
+    where it is not given, which is wrong where an episode's beginning was cut off.
     """
 
     observations: np.ndarray  # [M, O] float32, raw
@@ -37,8 +39,13 @@ class Rollout:
     last: np.ndarray  # [M] bool
     version: np.ndarray  # [M] int64
     success: np.ndarray  # [E] bool, per episode
-    returns: np.ndarray  # [E] float32, undiscounted
+    returns: np.ndarray  # [E] float32, undiscounted, of the whole episode
     control_steps: int
+    step: np.ndarray | None = None  # [M] int64
+
+    def __post_init__(self) -> None:
+        if self.step is None:
+            object.__setattr__(self, 'step', decision_index(self.last))
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -47,6 +54,11 @@ class Rollout:
     def episodes(self) -> int:
         """Number of episodes E."""
         return len(self.success)
+
+    @property
+    def tells_apart(self) -> bool:
+        """Whether some decision or episode here was worth more than another."""
+        return bool(np.ptp(self.rewards) > 0 or np.ptp(self.returns) > 0)
 
     def require_fits(self, spec: PolicySpec) -> None:
         """Raise UserError when a policy of this specification cannot learn from these decisions."""
@@ -71,10 +83,20 @@ class Rollout:
         parts = list(parts)
         names = (
             'observations', 'noise', 'chunks', 'rewards', 'next_observations',
-            'terminated', 'last', 'version', 'success', 'returns',
+            'terminated', 'last', 'version', 'success', 'returns', 'step',
         )  # fmt: skip
         joined = {n: np.concatenate([getattr(p, n) for p in parts]) for n in names}
         return Rollout(**joined, control_steps=sum(p.control_steps for p in parts))
+
+
+def decision_index(last: np.ndarray) -> np.ndarray:
+    """Return how many decisions came before each one in its episode, int64 [M].
+
+    `last` [M] marks the ends of episodes that stand one after another.
+    """
+    position = np.arange(len(last))
+    starts = np.where(np.append(True, last[:-1]), position, 0)[: len(last)]
+    return position - np.maximum.accumulate(starts)
 
 
 def collect_episodes(

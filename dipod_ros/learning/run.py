@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from dipod_ros.errors import UserError
 from dipod_ros.learning import parallel
@@ -30,11 +31,13 @@ from dipod_ros.learning.fresh_student import FreshConfig, FreshStudent
 from dipod_ros.learning.imitation import load_demonstrations
 from dipod_ros.learning.learner import Learner, LearnerConfig
 from dipod_ros.learning.rollout import Rollout
+from dipod_ros.learning.state_io import load_state
 from dipod_ros.policy import checkpoint as ckpt
 from dipod_ros.policy.flow import FlowPolicy
 
-# Observations kept to distil a student on: about 30 updates of 64 episodes.
+# Observations kept to distil a student on: about 30 updates of 64 episodes. Their name in a state.
 STUDENT_OBSERVATIONS = 16_000
+OBSERVED = 'student.observations'
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,8 @@ class TrainingRun:
             # Before the learner's: a kill in between must leave a state for each of the two.
             self._fresh.save(self._fresh_file)
             metrics['student_s'] = time.monotonic() - start
-        self.learner.save(self._state_file)
+        observed = torch.from_numpy(np.stack(self._observations))
+        self.learner.save(self._state_file, {OBSERVED: observed})
         if self._fresh is not None:
             for file in self._fresh_file.parent.glob('u*.safetensors'):
                 if file != self._fresh_file:
@@ -171,6 +175,7 @@ class TrainingRun:
         if stop():
             return None
         self.student = self._write_student(student)
+        self._prune('students')
         return self.student
 
     @property
@@ -200,6 +205,10 @@ class TrainingRun:
                 f'{self.initial.path}; give a new run_dir, or the checkpoint it began with'
             )
         self.learner.load(self._state_file)
+        tensors, _ = load_state(self._state_file)
+        # States of older programs have none: a student is distilled on what comes from now on.
+        if OBSERVED in tensors:
+            self._observations.extend(tensors[OBSERVED].numpy())
         for folder in sorted((self.run_dir / 'checkpoints').glob('v*')):
             try:
                 manifest = ckpt.read_manifest(folder)

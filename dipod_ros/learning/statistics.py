@@ -81,7 +81,7 @@ def probability_of_improvement(
     has are left out; NaN when they share none.
     """
     shares = []
-    for task in mine.keys() & other.keys():
+    for task in (name for name in mine if name in other):
         x, y = np.asarray(mine[task], dtype=float), np.asarray(other[task], dtype=float)
         if len(x) and len(y):
             difference = x[:, None] - y[None, :]

@@ -132,4 +132,9 @@ def recorded_spec(p: RecorderParams) -> PolicySpec:
             limits=limits,
             control_period_s=p.control_period_s,
         )
+    if p.stride > spec.horizon:
+        raise UserError(
+            f'stride {p.stride} is longer than a chunk of {spec.horizon} control steps: what the '
+            f'arm did in between would be lost; set stride to at most {spec.horizon}'
+        )
     return spec

@@ -108,7 +108,7 @@ def open_run(p: TrainerParams) -> TrainingRun:
     from dipod_ros.learning.critic import CriticConfig
     from dipod_ros.learning.distill import DistillConfig
     from dipod_ros.learning.fresh_student import FreshConfig
-    from dipod_ros.learning.imitation import ImitationConfig
+    from dipod_ros.learning.imitation import imitation_config
     from dipod_ros.learning.learner import LearnerConfig
     from dipod_ros.learning.q_critic import QCriticConfig
     from dipod_ros.learning.run import RunConfig, TrainingRun
@@ -136,9 +136,7 @@ def open_run(p: TrainerParams) -> TrainingRun:
                     ema=p.ema,
                 ),
                 critic=CriticConfig(),
-                imitation=ImitationConfig(p.demo_weight, p.demo_decay)
-                if p.demonstrations
-                else None,
+                imitation=imitation_config(p.demo_weight, p.demo_decay),
                 q_critic=QCriticConfig() if p.q_critic else None,
                 critic_warmup_updates=p.critic_warmup_updates,
                 max_lag=p.max_lag,

@@ -12,9 +12,9 @@ from dipod_ros.errors import UserError  # noqa: E402
 from dipod_ros.learning.critic import (  # noqa: E402
     CriticConfig,
     CriticTrainer,
-    decision_index,
     generalized_advantages,
 )
+from dipod_ros.learning.rollout import decision_index  # noqa: E402
 
 NAN = float('nan')
 
@@ -144,7 +144,7 @@ def test_fits_repeat_with_their_generator(make_policy, make_rollout):
 
 
 def test_the_clock_counts_decisions_within_each_episode():
-    last = torch.tensor([False, False, True, True, False, True])
+    last = np.array([False, False, True, True, False, True])
     assert decision_index(last).tolist() == [0, 1, 2, 0, 0, 1]
 
 
@@ -152,7 +152,7 @@ def test_with_a_clock_a_value_of_time_alone_is_found(make_policy, make_rollout):
     """Reward at the deadline, observations without meaning: only the clock can tell the value."""
     policy = make_policy()
     rollout = make_rollout(policy, episodes=64, length=4)
-    truth = decision_index(torch.from_numpy(rollout.last))
+    truth = torch.from_numpy(rollout.step).float()
     explained = {}
     for clock in (False, True):
         torch.manual_seed(0)

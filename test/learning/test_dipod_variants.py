@@ -25,6 +25,7 @@ from dipod_ros.learning.collapse import HealthConfig  # noqa: E402
 from dipod_ros.learning.critic import CriticConfig  # noqa: E402
 from dipod_ros.learning.health import elbo_gap_nats  # noqa: E402
 from dipod_ros.learning.learner import Learner, LearnerConfig  # noqa: E402
+from dipod_ros.learning.q_critic import QCriticConfig  # noqa: E402
 from dipod_ros.policy.path import PathSamples, cfm_loss  # noqa: E402
 from dipod_ros.policy.spec import SamplerSpec  # noqa: E402
 
@@ -205,17 +206,32 @@ def test_an_unknown_precision_is_refused():
         DipodConfig(precision='float8')
 
 
-def test_without_any_advantage_the_policy_stays_and_the_log_says_why(
-    make_policy, make_rollout, assert_same_weights, caplog
+@pytest.mark.parametrize('q_critic', [None, QCriticConfig(first_rounds=1, rounds=1, steps=2)])
+def test_the_policy_waits_for_the_first_reward_and_the_log_says_so(
+    make_policy, make_rollout, assert_same_weights, caplog, q_critic
 ):
-    learner = Learner(make_policy(), QUICK)
+    """An untrained critic's errors look like advantages: they are no reason to move."""
+    learner = Learner(make_policy(), replace(QUICK, q_critic=q_critic))
+    nothing = make_rollout(make_policy(), reward=lambda chunks: np.zeros(len(chunks)))
+    with caplog.at_level(logging.WARNING):
+        row = learner.update(nothing)
+    assert row['advantage_rms'] > 0 and row['version'] == 0 and 'policy_loss' not in row
+    assert 'no decision so far was worth more than another' in caplog.text
+    assert_same_weights(learner.policy, make_policy())
+    assert learner.update(make_rollout(make_policy()))['version'] == 1
+    # Failures alone tell as much, once something is known to succeed.
+    again = make_rollout(learner.policy, version=1, reward=lambda chunks: np.zeros(len(chunks)))
+    assert learner.update(again)['version'] == 2
+
+
+def test_without_any_advantage_the_policy_stays(make_policy, make_rollout, assert_same_weights):
+    learner = Learner(make_policy(), replace(QUICK, critic=CriticConfig(gae_lambda=0.0, gamma=0.0)))
     for parameter in learner.critic.critic.parameters():
         torch.nn.init.zeros_(parameter)
-    rollout = make_rollout(make_policy(), reward=lambda chunks: np.zeros(len(chunks)))
-    with caplog.at_level(logging.WARNING):
-        row = learner.update(rollout)
+    rollout = make_rollout(make_policy(), episodes=2, reward=lambda chunks: np.zeros(len(chunks)))
+    rollout.returns[0] = 1.0  # earned before the part that is known
+    row = learner.update(rollout)
     assert row['advantage_rms'] == 0 and row['version'] == 0 and 'policy_loss' not in row
-    assert 'every advantage is zero' in caplog.text
     assert_same_weights(learner.policy, make_policy())
 
 

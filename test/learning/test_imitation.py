@@ -16,6 +16,7 @@ from dipod_ros.learning.dataset import Demonstrations  # noqa: E402
 from dipod_ros.learning.imitation import (  # noqa: E402
     Imitation,
     ImitationConfig,
+    imitation_config,
     load_demonstrations,
 )
 from dipod_ros.learning.learner import Learner, LearnerConfig  # noqa: E402
@@ -195,6 +196,9 @@ def test_demonstrations_without_a_success_are_refused(make_policy, make_demonstr
     shown = make_demonstrations(won=np.zeros(12, dtype=bool))
     with pytest.raises(UserError, match='none of the demonstrations succeeded'):
         Imitation(make_policy(), ImitationConfig(), [shown])
+    # For the critic alone they need not have succeeded.
+    assert imitation_config(0.0, 1.0) is None
+    assert imitation_config(0.2, 0.9) == ImitationConfig(0.2, 0.9)
 
 
 @pytest.mark.parametrize(

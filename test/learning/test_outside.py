@@ -118,7 +118,12 @@ def test_only_what_fits_is_planned_and_the_rest_is_refused(sb3):
     (asked,) = plan(['external'], seeds=1, tasks=['cube_single'], methods=['sb3_ppo'])
     with pytest.raises(UserError, match='for hopper and walker2d only: leave out cube_single'):
         update_config(asked)
-    for regime, lacks in (('stale', 'lag'), ('sparse', 'tight'), ('stored_4', 'samples_per')):
+    for regime, lacks in (
+        ('stale', 'lag'),
+        ('sparse', 'tight'),
+        ('window_3', 'window'),
+        ('stored_4', 'samples_per'),
+    ):
         with pytest.raises(UserError, match=f'has no {lacks}.*: leave it out of {regime}'):
             update_config(Job('hopper', 'sb3_ppo', 0, regime))
     assert update_config(Job('hopper', 'sb3_ppo', 0, 'epochs_12')).ppo(1)['n_epochs'] == 12

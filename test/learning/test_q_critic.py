@@ -239,6 +239,28 @@ def test_a_recording_without_decisions_a_chunk_apart_is_refused(make_policy, rec
         QCritic(make_policy(horizon=4), SMALL, [record(3)])
 
 
+def test_recordings_of_different_strides_in_one_file_are_refused(make_policy, record):
+    """Which decision follows which in the dense ones could not be told from the sparse ones."""
+    dense, sparser = record(1), record(4)
+    names = ('observations', 'actions')
+    mixed = replace(
+        dense,
+        **{n: np.concatenate([getattr(dense, n), getattr(sparser, n)]) for n in names},
+        episodes=np.concatenate([dense.episodes, sparser.episodes + 3]),
+        success=np.concatenate([dense.success, sparser.success]),
+    )
+    with pytest.raises(UserError, match='files of their own'):
+        QCritic(make_policy(horizon=4), SMALL, [mixed])
+    # Each in a file of its own.
+    QCritic(make_policy(horizon=4), SMALL, [dense, sparser])
+
+
+def test_standing_still_is_no_overlap(make_policy, make_demonstrations):
+    shown = make_demonstrations()
+    still = replace(shown, actions=np.where((shown.episodes == 1)[:, None, None], 0, shown.actions))
+    assert len(QCritic(make_policy(), SMALL, [still]).shown) == len(shown.actions)
+
+
 def test_of_many_demonstrations_every_few_episodes_are_kept(make_policy, make_demonstrations):
     many = [make_demonstrations()] * 5  # 20 episodes of two decisions
     shown = QCritic(make_policy(), replace(SMALL, memory=12), many).shown

@@ -159,7 +159,9 @@ def test_what_came_after_an_interrupted_chunk_is_learned_from(assembler, where, 
     decisions = [replace(d, interrupted=k in where) for k, d in enumerate(episode_of(4))]
     rollout = feed(assembler, decisions).take(1, 1, every_version)
     assert steps_of(rollout) == kept
-    assert rollout.returns.tolist() == [sum(kept)]  # the reward of a step is its number
+    # Of the whole episode; the reward of a step is its number, and a chunk has two.
+    assert (rollout.returns.tolist(), rollout.control_steps) == ([6], 8)
+    assert rollout.step.tolist() == kept  # its age is the true one
     assert rollout.last.tolist() == rollout.terminated.tolist() == [k == 3 for k in kept]
     assert rollout.success.tolist() == [True]
     assert assembler.counts['interrupted'] == 4 - len(kept)

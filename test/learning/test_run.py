@@ -107,6 +107,10 @@ def test_a_resumed_run_ends_with_the_same_weights(open_run, improve, initial, tm
     _, manifest = improve(run, 2)
     assert manifest.sha256 == expected.sha256
     assert read_metrics(tmp_path / 'run') == rows
+    # Nor is what a student is distilled on forgotten, after learning ended either.
+    student, teacher = straight.make_student(), manifest.sha256
+    assert open_run().make_student().sha256 == student.sha256
+    assert student.lineage['teacher'] == teacher
     assert [r['updates'] for r in rows] == [1, 2, 3, 4]
 
 

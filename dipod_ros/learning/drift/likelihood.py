@@ -25,7 +25,7 @@ def executed_log_likelihood(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return actions [B, D] and log pi_K(a|o) [B] of the K-step policy as it is executed.
 
-    The sampler is a map f from noise to action, so (change of variables, arXiv 1806.07366, Eq. 1)
+    The sampler is a map f from noise to action, so (change of variables, arXiv 1806.07366, Eq. 6)
 
         log pi_K(f(z)|o) = log N(z; 0, I) - log |det df/dz|
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dipod_ros.learning.plots import BLUE, GREEN, GREY, ORANGE
+from dipod_ros.learning.pyplot import pyplot
 
 _COLORS = (BLUE, ORANGE, GREEN, GREY, '#7d3ea3', '#b02a37')
 
@@ -24,11 +25,7 @@ def plot_drift(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> Pat
         title: of the picture.
 
     """
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     figure, panels = plt.subplots(1, 3, figsize=(15, 4.5), layout='constrained')
     gap, cosine, success = panels
     for i, series in enumerate(dict.fromkeys(r['series'] for r in rows)):

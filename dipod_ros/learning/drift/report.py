@@ -29,7 +29,6 @@ class GapEstimate:
 
     mean: float
     error: float
-    log_prob_mean: float
     actions: int
 
 
@@ -82,7 +81,7 @@ def executed_gap(
     own, log_prob = executed_log_likelihood(policy, observations[index], noise)
     with torch.no_grad():
         gap = log_prob - elbo(policy, observations[index], own, samples, generator)
-    return GapEstimate(float(gap.mean()), _error(gap), float(log_prob.mean()), actions)
+    return GapEstimate(float(gap.mean()), _error(gap), actions)
 
 
 def measure_drift(

@@ -94,7 +94,7 @@ COLUMNS = ('return', 'gap', 'gap_negative', 'gap_positive', 'cosine', 'entropy')
 
 @dataclass(frozen=True)
 class BanditHistory:
-    """What was measured at each step, and the densities of the policy before and after."""
+    """What was measured at each step, and the parameters of the policy."""
 
     arm: Arm
     columns: dict[str, np.ndarray]  # each of COLUMNS [steps + 1]; gap_* given the sign of A

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from dipod_ros.errors import UserError
-from dipod_ros.learning.plots import BLUE, GREEN, GREY, ORANGE, _pyplot
+from dipod_ros.learning.plots import BLUE, GREEN, GREY, ORANGE
+from dipod_ros.learning.pyplot import pyplot
 from dipod_ros.learning.toys.bandit import Arm, Bandit, BanditHistory, reward
 from dipod_ros.learning.toys.flow1d import at
 from dipod_ros.learning.toys.two_token import TwoTokenHistory
@@ -36,7 +37,7 @@ def draw_two_token(path: Path, runs: Mapping[str, tuple[TwoTokenHistory, int]]) 
             its runs.
 
     """
-    plt = _pyplot()
+    plt = pyplot()
     figure, panels = plt.subplots(1, 3, figsize=(12, 3.8), layout='constrained')
     styles = ((ORANGE, '-'), (BLUE, '-'), (GREEN, '--'), (GREY, ':'))
     content = (
@@ -70,7 +71,7 @@ def draw_bandit(path: Path, bandit: Bandit, histories: Sequence[BanditHistory]) 
     pair = Arm('elbo'), Arm('elbo', 3.0)
     if not all(arm in by_arm for arm in pair):
         raise UserError(f'the picture needs the arms {" and ".join(a.name for a in pair)}')
-    plt = _pyplot()
+    plt = pyplot()
     figure, panels = plt.subplots(2, 2, figsize=(11, 8), layout='constrained')
     for axes, arm in zip(panels[0], pair, strict=True):
         _draw_policy(axes, bandit, by_arm[arm])

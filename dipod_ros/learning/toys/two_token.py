@@ -34,8 +34,6 @@ import torch
 from dipod_ros.errors import UserError
 from dipod_ros.learning.seeding import numpy_rng
 
-SEQUENCES = ('AA', 'AB', 'BA', 'BB')
-LOGITS = ('a', 'b', 'c', 'd', 'e', 'f')
 SCORES = ('true', 'fpo', 'spg')
 PAPER_REWARD = (0.8, 1.0, 0.7, 1.0)
 BETAS = (0.0, 0.05, 0.1, 0.2, 0.5)
