@@ -20,7 +20,7 @@ from dipod_ros.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from dipod_ros.learning.distill import DistillConfig
+    from dipod_ros.learning.students.distill import DistillConfig
     from dipod_ros.policy.flow import FlowPolicy
     from dipod_ros.sim.vector_env import ChunkVectorEnv
 
@@ -31,7 +31,7 @@ HELD_OUT = 2048  # pairs (observation, noise) that measure the distance to the t
 
 def measure(options: Options) -> dict[str, Any]:
     """Return `compare` for the flow of `options`; quick is one seed and hardly any training."""
-    from dipod_ros.learning.distill import DistillConfig
+    from dipod_ros.learning.students.distill import DistillConfig
 
     config = DistillConfig()
     if options.quick:
@@ -64,7 +64,7 @@ def compare(
     same noise, over held-out pairs), `cpu_s` (seconds of one core for paths and training) and one
     value per seed under `..._seeds`. Raises UserError for a checkpoint that is not a flow.
     """
-    from dipod_ros.learning.few_step import METHODS
+    from dipod_ros.learning.students.few_step import METHODS
     from dipod_ros.learning.vision import see_with
     from dipod_ros.policy import checkpoint as ckpt
     from dipod_ros.policy.flow import FlowPolicy
@@ -142,7 +142,7 @@ def _teach(
     config: DistillConfig,
     episodes: int,
 ) -> dict[str, float]:
-    from dipod_ros.learning.distill import distill
+    from dipod_ros.learning.students.distill import distill
 
     # Processor time, not time: other programs on the machine are not the method's cost.
     start = time.process_time()
@@ -182,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from dipod_ros.cli.arguments import find_checkpoint, set_threads
     from dipod_ros.cli.bench_report import machine_facts, table
     from dipod_ros.cli.output import add_json_argument, write_json
-    from dipod_ros.learning.distill import DistillConfig
+    from dipod_ros.learning.students.distill import DistillConfig
 
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('checkpoints', nargs='+', help='flows: shipped names or folders')

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dipod_ros.learning.fresh_student import FreshConfig
+    from dipod_ros.learning.students.fresh_student import FreshConfig
 
 WORLDS = 256
 
 
 def variants(seed: int = 0) -> dict[str, FreshConfig]:
     """Return the settings that are compared, by name."""
-    from dipod_ros.learning.fresh_student import FreshConfig
+    from dipod_ros.learning.students.fresh_student import FreshConfig
 
     base = FreshConfig(seed=seed)
     return {
@@ -58,12 +58,12 @@ def follow_run(
 
     from dipod_ros.cli.bench_distill import distance
     from dipod_ros.learning.algorithms.dipod import DipodConfig
-    from dipod_ros.learning.distill import DistillConfig, distill
     from dipod_ros.learning.evaluate import evaluate_policy
-    from dipod_ros.learning.fresh_student import FreshStudent
     from dipod_ros.learning.learner import Learner, LearnerConfig
     from dipod_ros.learning.rollout import collect_episodes
     from dipod_ros.learning.seeding import numpy_rng
+    from dipod_ros.learning.students.distill import DistillConfig, distill
+    from dipod_ros.learning.students.fresh_student import FreshStudent
     from dipod_ros.policy.flow import load_policy
     from dipod_ros.sim.vector_env import ChunkVectorEnv
 

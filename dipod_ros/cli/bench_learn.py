@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`dipod bench learn`: methods of online learning beside each other, on several tasks and seeds.
 
-What is compared is in learning/suites.py, what comes out in docs/bench_learn.md.
+What is compared is in learning/bench/suites.py, what comes out in docs/bench_learn.md.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def given(args: argparse.Namespace) -> list[str]:
 
 def run(args: argparse.Namespace) -> int:
     """Run the jobs that have no result yet, then report on all of them."""
-    from dipod_ros.learning import suites
+    from dipod_ros.learning.bench import suites
 
     if args.list:
         print(suites.describe())
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _possible(jobs: list, asked: bool) -> list:
     """Return the jobs whose method fits; raises UserError for one that was asked for by name."""
-    from dipod_ros.learning.jobs import update_config
+    from dipod_ros.learning.bench.jobs import update_config
 
     left_out: dict[str, None] = {}
     fit = []
@@ -95,8 +95,8 @@ def _learn(jobs: list, run_dir: Path, workers: int, minutes: float | None):
 
     from tqdm import tqdm
 
-    from dipod_ros.learning.experiment_pool import run_jobs
-    from dipod_ros.learning.experiment_start import start_folder
+    from dipod_ros.learning.bench.experiment_pool import run_jobs
+    from dipod_ros.learning.bench.experiment_start import start_folder
 
     missing = [job for job in jobs if not job.file(run_dir).is_file()]
     if minutes != 0:
@@ -121,7 +121,7 @@ def _learn(jobs: list, run_dir: Path, workers: int, minutes: float | None):
 
 def _report(jobs: list, run_dir: Path, outcome: Any, args: argparse.Namespace) -> int:
     from dipod_ros.cli.bench_report import machine_facts
-    from dipod_ros.learning.learn_report import collect, markdown, write_report
+    from dipod_ros.learning.bench.learn_report import collect, markdown, write_report
 
     report = collect(jobs, run_dir)
     print(markdown(report))

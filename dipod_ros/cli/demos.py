@@ -27,8 +27,8 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from dipod_ros.errors import UserError
+    from dipod_ros.learning.demonstrations.scripted import record
     from dipod_ros.learning.evaluate import wilson_interval
-    from dipod_ros.learning.scripted import record
 
     if args.episodes < 1:
         raise UserError(f'--episodes must be at least 1, got {args.episodes}')

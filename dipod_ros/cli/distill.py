@@ -45,9 +45,9 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
     from tqdm import tqdm
 
-    from dipod_ros.learning.distill import DistillConfig, distill
     from dipod_ros.learning.rollout import collect_episodes
     from dipod_ros.learning.seeding import numpy_rng
+    from dipod_ros.learning.students.distill import DistillConfig, distill
     from dipod_ros.learning.vision import see_with
     from dipod_ros.policy import checkpoint as ckpt
     from dipod_ros.policy.flow import FlowPolicy

@@ -93,13 +93,13 @@ def run(args: argparse.Namespace) -> int:
     from dipod_ros.learning import parallel
     from dipod_ros.learning.algorithms.self_distillation import InterleavedConfig
     from dipod_ros.learning.evaluate import evaluate_policy
-    from dipod_ros.learning.fresh_student import FreshConfig
     from dipod_ros.learning.imitation import imitation_config
     from dipod_ros.learning.learner import LearnerConfig
     from dipod_ros.learning.q_critic import QCriticConfig
     from dipod_ros.learning.rollout import collect_episodes
     from dipod_ros.learning.run import RunConfig, TrainingRun, read_metrics
     from dipod_ros.learning.seeding import numpy_rng
+    from dipod_ros.learning.students.fresh_student import FreshConfig
     from dipod_ros.learning.vision import see_with
     from dipod_ros.policy.flow import load_policy
     from dipod_ros.sim.vector_env import ChunkVectorEnv

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from dipod_ros.learning.dataset import Demonstrations
+    from dipod_ros.learning.demonstrations.dataset import Demonstrations
     from dipod_ros.learning.pretrain import PretrainConfig, pretrain
     from dipod_ros.policy.checkpoint import CheckpointError
 

@@ -23,7 +23,7 @@ import torch
 from dipod_ros.errors import UserError
 from dipod_ros.learning import parallel
 from dipod_ros.learning.algorithms.base import ExtraTerm
-from dipod_ros.learning.dataset import Demonstrations
+from dipod_ros.learning.demonstrations.dataset import Demonstrations
 from dipod_ros.learning.rollout import Rollout
 from dipod_ros.learning.seeding import torch_rng
 from dipod_ros.policy.flow import FlowPolicy

@@ -28,7 +28,7 @@ from dipod_ros.learning.algorithms.base import (
 from dipod_ros.learning.algorithms.dipod import DipodConfig
 from dipod_ros.learning.collapse import HealthConfig, keeps_return
 from dipod_ros.learning.critic import CriticConfig, CriticTrainer
-from dipod_ros.learning.dataset import Demonstrations
+from dipod_ros.learning.demonstrations.dataset import Demonstrations
 from dipod_ros.learning.drift.report import executed_gap
 from dipod_ros.learning.health import check_health, elbo_gap_nats
 from dipod_ros.learning.imitation import Imitation, ImitationConfig

@@ -16,7 +16,7 @@ from torch import nn
 
 from dipod_ros.errors import UserError
 from dipod_ros.learning.averaged import AveragedTraining
-from dipod_ros.learning.dataset import Demonstrations, digest
+from dipod_ros.learning.demonstrations.dataset import Demonstrations, digest
 from dipod_ros.learning.seeding import torch_rng
 from dipod_ros.learning.vision import TrainedEyes
 from dipod_ros.policy.flow import FlowPolicy

@@ -31,7 +31,7 @@ from dipod_ros.learning.algorithms.base import (
     root_mean_square,
 )
 from dipod_ros.learning.critic import CLOCK_UNIT
-from dipod_ros.learning.dataset import Demonstrations
+from dipod_ros.learning.demonstrations.dataset import Demonstrations
 from dipod_ros.learning.q_memory import (
     Decisions,
     demonstrated_decisions,

@@ -12,7 +12,7 @@ import torch
 from dipod_ros.errors import UserError
 from dipod_ros.learning.chunk_chains import chunk_chains
 from dipod_ros.learning.critic import CLOCK_UNIT
-from dipod_ros.learning.dataset import Demonstrations
+from dipod_ros.learning.demonstrations.dataset import Demonstrations
 from dipod_ros.learning.imitation import normalised
 from dipod_ros.learning.rollout import Rollout
 from dipod_ros.policy.flow import FlowPolicy

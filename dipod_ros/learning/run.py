@@ -26,12 +26,12 @@ import torch
 
 from dipod_ros.errors import UserError
 from dipod_ros.learning import parallel
-from dipod_ros.learning.distill import DistillConfig, distill
-from dipod_ros.learning.fresh_student import FreshConfig, FreshStudent
 from dipod_ros.learning.imitation import load_demonstrations
 from dipod_ros.learning.learner import Learner, LearnerConfig
 from dipod_ros.learning.rollout import Rollout
 from dipod_ros.learning.state_io import load_state
+from dipod_ros.learning.students.distill import DistillConfig, distill
+from dipod_ros.learning.students.fresh_student import FreshConfig, FreshStudent
 from dipod_ros.policy import checkpoint as ckpt
 from dipod_ros.policy.flow import FlowPolicy
 

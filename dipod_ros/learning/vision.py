@@ -16,7 +16,7 @@ from dipod_ros.learning.seeding import torch_rng
 from dipod_ros.policy.vision import build_encoders, load_encoder
 
 if TYPE_CHECKING:
-    from dipod_ros.learning.dataset import Demonstrations
+    from dipod_ros.learning.demonstrations.dataset import Demonstrations
     from dipod_ros.policy.flow import FlowPolicy
     from dipod_ros.sim.vector_env import ChunkVectorEnv
 

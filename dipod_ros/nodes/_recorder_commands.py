@@ -12,7 +12,7 @@ from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
 from dipod_ros.errors import UserError
-from dipod_ros.learning.command_curve import CommandCurve, TrajectoryPlayer
+from dipod_ros.learning.demonstrations.command_curve import CommandCurve, TrajectoryPlayer
 from dipod_ros.policy.spec import PolicySpec
 from dipod_ros.ros import messages, qos
 

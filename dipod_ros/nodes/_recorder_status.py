@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dipod_ros.learning.demonstration_file import DemonstrationFile
-from dipod_ros.learning.recording import EpisodeRecording
+from dipod_ros.learning.demonstrations.demonstration_file import DemonstrationFile
+from dipod_ros.learning.demonstrations.recording import EpisodeRecording
 from dipod_ros.policy.spec import PolicySpec
 from dipod_ros.ros.diagnostics import Level, Report
 

@@ -106,12 +106,12 @@ def open_run(p: TrainerParams) -> TrainingRun:
 
     from dipod_ros.learning.algorithms.self_distillation import InterleavedConfig
     from dipod_ros.learning.critic import CriticConfig
-    from dipod_ros.learning.distill import DistillConfig
-    from dipod_ros.learning.fresh_student import FreshConfig
     from dipod_ros.learning.imitation import imitation_config
     from dipod_ros.learning.learner import LearnerConfig
     from dipod_ros.learning.q_critic import QCriticConfig
     from dipod_ros.learning.run import RunConfig, TrainingRun
+    from dipod_ros.learning.students.distill import DistillConfig
+    from dipod_ros.learning.students.fresh_student import FreshConfig
 
     torch.set_num_threads(p.threads)
     os.nice(p.nice)

@@ -15,14 +15,14 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
 from dipod_ros.errors import UserError
-from dipod_ros.learning.demonstration_file import DemonstrationFile
-from dipod_ros.learning.recording import (
+from dipod_ros.learning.demonstrations.demonstration_file import DemonstrationFile
+from dipod_ros.learning.demonstrations.recording import (
     EpisodeRecording,
     RecordingConfig,
     sample_ns,
     usable_problems,
 )
-from dipod_ros.learning.windows import WindowConfig
+from dipod_ros.learning.demonstrations.windows import WindowConfig
 from dipod_ros.nodes import _recorder_status as status
 from dipod_ros.nodes._policy_server_io import SensorInput
 from dipod_ros.nodes._policy_server_loop import JOINT_TOPIC

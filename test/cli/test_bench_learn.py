@@ -16,16 +16,16 @@ import pytest
 pytest.importorskip('torch')
 
 from dipod_ros.cli.main import main  # noqa: E402
-from dipod_ros.learning.experiment_pool import ATTEMPTS, run_jobs  # noqa: E402
-from dipod_ros.learning.jobs import Job  # noqa: E402
-from dipod_ros.learning.methods import METHODS  # noqa: E402
-from dipod_ros.learning.regimes import REGIMES, TASKS  # noqa: E402
-from dipod_ros.learning.suites import SUITES  # noqa: E402
+from dipod_ros.learning.bench.experiment_pool import ATTEMPTS, run_jobs  # noqa: E402
+from dipod_ros.learning.bench.jobs import Job  # noqa: E402
+from dipod_ros.learning.bench.methods import METHODS  # noqa: E402
+from dipod_ros.learning.bench.regimes import REGIMES, TASKS  # noqa: E402
+from dipod_ros.learning.bench.suites import SUITES  # noqa: E402
 
 TIMEOUT_S = 240.0  # far above anything but a machine that is swamped
 JOB = Job('reach', 'fpo++', 0, 'smoke')
 SMOKE = ('--suite', 'smoke', '--tasks', 'reach', '--methods', 'fpo++')
-WORKER = 'dipod_ros.learning.experiment_pool'
+WORKER = 'dipod_ros.learning.bench.experiment_pool'
 pytestmark = pytest.mark.timeout(TIMEOUT_S)
 
 

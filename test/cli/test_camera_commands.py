@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dipod_ros.cli.main import main
-from dipod_ros.learning.dataset import Demonstrations
+from dipod_ros.learning.demonstrations.dataset import Demonstrations
 from dipod_ros.policy import checkpoint as ckpt
 from dipod_ros.policy.image import split_weights
 from dipod_ros.sim.render import NoGL

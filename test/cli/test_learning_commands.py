@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dipod_ros.cli.main import main
-from dipod_ros.learning.dataset import Demonstrations
+from dipod_ros.learning.demonstrations.dataset import Demonstrations
 from dipod_ros.policy import checkpoint as ckpt
 from dipod_ros.policy.flow import FlowPolicy
 
@@ -101,7 +101,7 @@ def test_eval_films_where_there_is_gl_and_says_so_where_not(at, capsys):
 
 
 def test_pretrain_can_leave_out_what_failed(at):
-    from dipod_ros.learning.dataset import Demonstrations
+    from dipod_ros.learning.demonstrations.dataset import Demonstrations
 
     data = Demonstrations.load('runs/demos/reach.safetensors')
     half = np.arange(len(data.success)) % 2 == 0

@@ -26,7 +26,7 @@ from std_msgs.msg import Float64MultiArray, String  # noqa: E402
 from std_srvs.srv import SetBool, Trigger  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory  # noqa: E402
 
-from dipod_ros.learning.dataset import Demonstrations  # noqa: E402
+from dipod_ros.learning.demonstrations.dataset import Demonstrations  # noqa: E402
 from dipod_ros.policy.limits import JointLimits  # noqa: E402
 from dipod_ros.resources import resource  # noqa: E402
 from dipod_ros.ros import messages, qos, runtime  # noqa: E402

@@ -19,7 +19,7 @@ from node_process import TIMEOUT_S, NodeProcess  # noqa: E402
 from peer import Peer, make_context  # noqa: E402
 from std_msgs.msg import Float64MultiArray, String, UInt8MultiArray  # noqa: E402
 
-from dipod_ros.learning.dataset import Demonstrations  # noqa: E402
+from dipod_ros.learning.demonstrations.dataset import Demonstrations  # noqa: E402
 from dipod_ros.policy import checkpoint as ckpt  # noqa: E402
 from dipod_ros.policy.decision import Decision, encode  # noqa: E402
 from dipod_ros.policy.flow import load_policy  # noqa: E402

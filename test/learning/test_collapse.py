@@ -11,13 +11,13 @@ import pytest
 torch = pytest.importorskip('torch')
 
 from dipod_ros.errors import UserError  # noqa: E402
+from dipod_ros.learning.bench.experiment_result import alarm_at, numbers  # noqa: E402
 from dipod_ros.learning.collapse import (  # noqa: E402
     HealthConfig,
     first_alarm,
     has_collapsed,
     keeps_return,
 )
-from dipod_ros.learning.experiment_result import alarm_at, numbers  # noqa: E402
 
 CONFIG = HealthConfig()
 RUNS = Path(__file__).resolve().parents[2] / 'docs/results/bench_learn'

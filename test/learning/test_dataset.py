@@ -9,7 +9,7 @@ import yaml
 from safetensors.numpy import save as dump
 
 from dipod_ros.errors import UserError
-from dipod_ros.learning.dataset import SCHEMA, Demonstrations
+from dipod_ros.learning.demonstrations.dataset import SCHEMA, Demonstrations
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import pytest
 from checkpoints import make_spec
 
 from dipod_ros.errors import UserError
-from dipod_ros.learning import dataset
-from dipod_ros.learning.dataset import Demonstrations
-from dipod_ros.learning.demonstration_file import DemonstrationFile
-from dipod_ros.learning.recording import Episode
+from dipod_ros.learning.demonstrations import dataset
+from dipod_ros.learning.demonstrations.dataset import Demonstrations
+from dipod_ros.learning.demonstrations.demonstration_file import DemonstrationFile
+from dipod_ros.learning.demonstrations.recording import Episode
 from dipod_ros.policy.image import ImageSettings
 from dipod_ros.policy.spec import SamplerSpec, Stream
 
@@ -131,7 +131,9 @@ def test_pictures_are_counted_before_the_memory_is_full(tmp_path, monkeypatch):
     eye = Stream('eye', 'image', 4, 'front/image_raw', image=ImageSettings(16, 16))
     spec = replace(SPEC, streams=(eye,))
     monkeypatch.setattr(dataset, 'MAX_IMAGE_BYTES', 10 * 768)
-    monkeypatch.setattr('dipod_ros.learning.demonstration_file.MAX_IMAGE_BYTES', 10 * 768)
+    monkeypatch.setattr(
+        'dipod_ros.learning.demonstrations.demonstration_file.MAX_IMAGE_BYTES', 10 * 768
+    )
 
     def shown(count):
         pictures = np.zeros((count, 16, 16, 3), np.uint8)

@@ -10,15 +10,13 @@ import pytest
 torch = pytest.importorskip('torch')
 
 from dipod_ros.errors import UserError  # noqa: E402
-from dipod_ros.learning import experiment, experiment_start, suites  # noqa: E402
-from dipod_ros.learning.collapse import HealthConfig  # noqa: E402
-from dipod_ros.learning.dataset import Demonstrations  # noqa: E402
-from dipod_ros.learning.experiment import (  # noqa: E402
+from dipod_ros.learning.bench import experiment, experiment_start, suites  # noqa: E402
+from dipod_ros.learning.bench.experiment import (  # noqa: E402
     Interrupted,
     Training,
     run_job,
 )
-from dipod_ros.learning.experiment_result import (  # noqa: E402
+from dipod_ros.learning.bench.experiment_result import (  # noqa: E402
     alarm_at,
     collapsed,
     outdated,
@@ -26,11 +24,13 @@ from dipod_ros.learning.experiment_result import (  # noqa: E402
     smooth,
     steps_to,
 )
-from dipod_ros.learning.experiment_score import SWEEP, without_noise  # noqa: E402
-from dipod_ros.learning.experiment_start import make_worlds, start_policy  # noqa: E402
-from dipod_ros.learning.jobs import Job, update_config  # noqa: E402
-from dipod_ros.learning.regimes import Regime  # noqa: E402
-from dipod_ros.learning.scripted import record  # noqa: E402
+from dipod_ros.learning.bench.experiment_score import SWEEP, without_noise  # noqa: E402
+from dipod_ros.learning.bench.experiment_start import make_worlds, start_policy  # noqa: E402
+from dipod_ros.learning.bench.jobs import Job, update_config  # noqa: E402
+from dipod_ros.learning.bench.regimes import Regime  # noqa: E402
+from dipod_ros.learning.collapse import HealthConfig  # noqa: E402
+from dipod_ros.learning.demonstrations.dataset import Demonstrations  # noqa: E402
+from dipod_ros.learning.demonstrations.scripted import record  # noqa: E402
 from dipod_ros.policy.flow import load_policy  # noqa: E402
 from dipod_ros.policy.spec import SamplerSpec  # noqa: E402
 from dipod_ros.resources import resource  # noqa: E402

@@ -7,14 +7,14 @@ import pytest
 torch = pytest.importorskip('torch')
 
 from dipod_ros.errors import UserError  # noqa: E402
-from dipod_ros.learning.distill import DistillConfig, distill  # noqa: E402
-from dipod_ros.learning.few_step import (  # noqa: E402
+from dipod_ros.learning.seeding import torch_rng  # noqa: E402
+from dipod_ros.learning.students.distill import DistillConfig, distill  # noqa: E402
+from dipod_ros.learning.students.few_step import (  # noqa: E402
     METHODS,
     FewStepLoss,
     TeacherPaths,
     teacher_paths,
 )
-from dipod_ros.learning.seeding import torch_rng  # noqa: E402
 from dipod_ros.policy.spec import SamplerSpec  # noqa: E402
 
 # dx/dt = A x turns by 1.2 rad between noise and action: one Euler step of it lands far away.

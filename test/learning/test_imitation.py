@@ -12,7 +12,7 @@ from dipod_ros.errors import UserError  # noqa: E402
 from dipod_ros.learning.algorithms.dipod import DipodConfig  # noqa: E402
 from dipod_ros.learning.collapse import HealthConfig  # noqa: E402
 from dipod_ros.learning.critic import CriticConfig  # noqa: E402
-from dipod_ros.learning.dataset import Demonstrations  # noqa: E402
+from dipod_ros.learning.demonstrations.dataset import Demonstrations  # noqa: E402
 from dipod_ros.learning.imitation import (  # noqa: E402
     Imitation,
     ImitationConfig,

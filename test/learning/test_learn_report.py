@@ -12,12 +12,12 @@ import pytest
 torch = pytest.importorskip('torch')
 
 from dipod_ros.errors import UserError  # noqa: E402
-from dipod_ros.learning.experiment_result import SCHEMA, settings_of, write_json  # noqa: E402
-from dipod_ros.learning.jobs import Job  # noqa: E402
-from dipod_ros.learning.learn_plots import _readable, band  # noqa: E402
-from dipod_ros.learning.learn_report import collect, markdown, write_report  # noqa: E402
-from dipod_ros.learning.methods import SWEEP, baseline  # noqa: E402
-from dipod_ros.learning.suites import plan  # noqa: E402
+from dipod_ros.learning.bench.experiment_result import SCHEMA, settings_of, write_json  # noqa: E402
+from dipod_ros.learning.bench.jobs import Job  # noqa: E402
+from dipod_ros.learning.bench.learn_plots import _readable, band  # noqa: E402
+from dipod_ros.learning.bench.learn_report import collect, markdown, write_report  # noqa: E402
+from dipod_ros.learning.bench.methods import SWEEP, baseline  # noqa: E402
+from dipod_ros.learning.bench.suites import plan  # noqa: E402
 
 DOCS = Path(__file__).resolve().parents[2] / 'docs/bench_learn.md'
 

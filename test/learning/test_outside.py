@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from dipod_ros.errors import UserError
-from dipod_ros.learning import suites
-from dipod_ros.learning.experiment import Interrupted, run_job
-from dipod_ros.learning.experiment_result import outdated, read_result
-from dipod_ros.learning.jobs import OUTSIDE_TASKS, Job, update_config
-from dipod_ros.learning.learn_report import collect, markdown
-from dipod_ros.learning.outside import OutsideConfig, run_outside
-from dipod_ros.learning.regimes import Regime
-from dipod_ros.learning.suites import SUITES, plan
+from dipod_ros.learning.bench import suites
+from dipod_ros.learning.bench.experiment import Interrupted, run_job
+from dipod_ros.learning.bench.experiment_result import outdated, read_result
+from dipod_ros.learning.bench.jobs import OUTSIDE_TASKS, Job, update_config
+from dipod_ros.learning.bench.learn_report import collect, markdown
+from dipod_ros.learning.bench.outside import OutsideConfig, run_outside
+from dipod_ros.learning.bench.regimes import Regime
+from dipod_ros.learning.bench.suites import SUITES, plan
 from dipod_ros.sim.external.registry import GYMNASIUM
 
 JOB = Job('hopper', 'sb3_ppo', 0, 'smoke')

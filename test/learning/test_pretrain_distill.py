@@ -10,9 +10,9 @@ torch = pytest.importorskip('torch')
 
 from dipod_ros.errors import UserError  # noqa: E402
 from dipod_ros.learning import pretrain as pretrain_module  # noqa: E402
-from dipod_ros.learning.dataset import Demonstrations  # noqa: E402
-from dipod_ros.learning.distill import DistillConfig, distill  # noqa: E402
+from dipod_ros.learning.demonstrations.dataset import Demonstrations  # noqa: E402
 from dipod_ros.learning.pretrain import PretrainConfig, pretrain  # noqa: E402
+from dipod_ros.learning.students.distill import DistillConfig, distill  # noqa: E402
 from dipod_ros.policy.spec import SamplerSpec  # noqa: E402
 
 LEFT_OR_RIGHT_RAD, SPREAD_RAD = 0.1, 0.015

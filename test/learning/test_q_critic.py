@@ -13,7 +13,8 @@ from dipod_ros.learning.algorithms.base import UpdateStopped  # noqa: E402
 from dipod_ros.learning.algorithms.dipod import DipodConfig  # noqa: E402
 from dipod_ros.learning.collapse import HealthConfig  # noqa: E402
 from dipod_ros.learning.critic import CriticConfig  # noqa: E402
-from dipod_ros.learning.dataset import Demonstrations  # noqa: E402
+from dipod_ros.learning.demonstrations.dataset import Demonstrations  # noqa: E402
+from dipod_ros.learning.demonstrations.windows import WindowConfig, cut  # noqa: E402
 from dipod_ros.learning.learner import Learner, LearnerConfig  # noqa: E402
 from dipod_ros.learning.q_critic import QCritic, QCriticConfig, td_lambda_targets  # noqa: E402
 from dipod_ros.learning.q_memory import (  # noqa: E402
@@ -24,7 +25,6 @@ from dipod_ros.learning.q_memory import (  # noqa: E402
 )
 from dipod_ros.learning.q_network import QNetwork  # noqa: E402
 from dipod_ros.learning.rollout import Rollout  # noqa: E402
-from dipod_ros.learning.windows import WindowConfig, cut  # noqa: E402
 
 SMALL = QCriticConfig(
     members=2, width=16, depth=1, first_rounds=3, rounds=2, steps=5, batch=16, samples=3, imagined=7

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from checkpoints import JOINTS, PERIOD_S, make_limits, make_spec
 
-from dipod_ros.learning.command_curve import CommandCurve, TrajectoryPlayer
-from dipod_ros.learning.recording import EpisodeRecording, RecordingConfig
-from dipod_ros.learning.windows import Refused, WindowConfig
+from dipod_ros.learning.demonstrations.command_curve import CommandCurve, TrajectoryPlayer
+from dipod_ros.learning.demonstrations.recording import EpisodeRecording, RecordingConfig
+from dipod_ros.learning.demonstrations.windows import Refused, WindowConfig
 from dipod_ros.policy.image import ImageSettings
 from dipod_ros.policy.spec import Stream
 from dipod_ros.serving.observation import ObservationBuffer, ObservationLayout

@@ -15,9 +15,9 @@ from dipod_ros.learning.algorithms.base import UpdateStopped  # noqa: E402
 from dipod_ros.learning.algorithms.dipod import DipodConfig  # noqa: E402
 from dipod_ros.learning.collapse import HealthConfig  # noqa: E402
 from dipod_ros.learning.critic import CriticConfig  # noqa: E402
-from dipod_ros.learning.distill import DistillConfig  # noqa: E402
 from dipod_ros.learning.learner import LearnerConfig  # noqa: E402
 from dipod_ros.learning.run import RunConfig, TrainingRun, read_metrics  # noqa: E402
+from dipod_ros.learning.students.distill import DistillConfig  # noqa: E402
 from dipod_ros.policy import checkpoint as ckpt  # noqa: E402
 from dipod_ros.policy.flow import load_policy  # noqa: E402
 

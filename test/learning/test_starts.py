@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from dipod_ros.errors import UserError
-from dipod_ros.learning.dataset import Demonstrations
+from dipod_ros.learning.bench.starts import CubeRecipe, external_spec, make_start
+from dipod_ros.learning.bench.starts_gait import GaitRecipe, collect_gait, train_expert
+from dipod_ros.learning.demonstrations.dataset import Demonstrations
 from dipod_ros.learning.evaluate import evaluate_policy
 from dipod_ros.learning.pretrain import PretrainConfig
-from dipod_ros.learning.starts import CubeRecipe, external_spec, make_start
-from dipod_ros.learning.starts_gait import GaitRecipe, collect_gait, train_expert
 from dipod_ros.policy.flow import load_policy
 from dipod_ros.policy.limits import JointLimits
 from dipod_ros.policy.spec import PolicySpec
@@ -115,7 +115,7 @@ def test_start_of_a_gait_is_made_once_and_the_same_again(tmp_path):
 
 def test_interrupted_start_keeps_its_demonstrations(tmp_path, monkeypatch):
     needs_sb3()
-    import dipod_ros.learning.starts as starts
+    import dipod_ros.learning.bench.starts as starts
 
     def killed(*args, **options):
         raise KeyboardInterrupt

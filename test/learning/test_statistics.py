@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from dipod_ros.errors import UserError
-from dipod_ros.learning.statistics import (
+from dipod_ros.learning.bench.statistics import (
     estimate,
     few_runs,
     interquartile_mean,

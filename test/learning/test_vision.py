@@ -14,17 +14,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from eyes import SMALL, camera_stream  # noqa: E402
 
 from dipod_ros.errors import UserError  # noqa: E402
-from dipod_ros.learning import dataset  # noqa: E402
 from dipod_ros.learning.algorithms.dppo import DppoConfig  # noqa: E402
 from dipod_ros.learning.algorithms.gaussian_ppo import GaussianPpoConfig  # noqa: E402
 from dipod_ros.learning.algorithms.reinflow import ReinFlowConfig  # noqa: E402
-from dipod_ros.learning.dataset import Demonstrations, require_space  # noqa: E402
-from dipod_ros.learning.distill import DistillConfig, distill  # noqa: E402
-from dipod_ros.learning.fresh_student import FreshConfig  # noqa: E402
+from dipod_ros.learning.demonstrations import dataset  # noqa: E402
+from dipod_ros.learning.demonstrations.dataset import Demonstrations, require_space  # noqa: E402
 from dipod_ros.learning.learner import LearnerConfig  # noqa: E402
 from dipod_ros.learning.locating import LocateConfig, locate  # noqa: E402
 from dipod_ros.learning.pretrain import PretrainConfig, pretrain  # noqa: E402
 from dipod_ros.learning.run import RunConfig, TrainingRun  # noqa: E402
+from dipod_ros.learning.students.distill import DistillConfig, distill  # noqa: E402
+from dipod_ros.learning.students.fresh_student import FreshConfig  # noqa: E402
 from dipod_ros.policy.flow import load_policy  # noqa: E402
 from dipod_ros.policy.spec import Stream  # noqa: E402
 from dipod_ros.policy.vision import encoder_weights, load_encoder  # noqa: E402

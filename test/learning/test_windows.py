@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dipod_ros.errors import UserError
-from dipod_ros.learning.windows import Refused, WindowConfig, cut, resample
+from dipod_ros.learning.demonstrations.windows import Refused, WindowConfig, cut, resample
 from dipod_ros.policy.limits import JointLimits, LimitFilter, spline_knots
 
 DT, HORIZON = 0.04, 5

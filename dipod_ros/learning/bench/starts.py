@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dipod_ros.errors import UserError
-from dipod_ros.learning.dataset import Demonstrations
+from dipod_ros.learning.bench.starts_gait import GaitRecipe, collect_gait, train_expert
+from dipod_ros.learning.demonstrations.dataset import Demonstrations
 from dipod_ros.learning.evaluate import evaluate_policy
 from dipod_ros.learning.pretrain import PretrainConfig, pretrain
-from dipod_ros.learning.starts_gait import GaitRecipe, collect_gait, train_expert
 from dipod_ros.learning.task_spec import spec_for
 from dipod_ros.policy.atomic import write_file
 from dipod_ros.policy.checkpoint import read_manifest

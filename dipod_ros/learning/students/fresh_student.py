@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from dipod_ros.errors import UserError
-from dipod_ros.learning.few_step import FewStepLoss, TeacherPaths, teacher_paths
 from dipod_ros.learning.rollout import Rollout
 from dipod_ros.learning.seeding import torch_rng
 from dipod_ros.learning.state_io import (
@@ -27,6 +26,7 @@ from dipod_ros.learning.state_io import (
     unpack_module,
     unpack_optimizer,
 )
+from dipod_ros.learning.students.few_step import FewStepLoss, TeacherPaths, teacher_paths
 from dipod_ros.policy.flow import FlowPolicy
 from dipod_ros.policy.spec import SamplerSpec
 

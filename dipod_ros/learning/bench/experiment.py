@@ -25,9 +25,7 @@ from typing import Any
 import numpy as np
 
 from dipod_ros.errors import UserError
-from dipod_ros.learning.collapse import HealthConfig, first_alarm
-from dipod_ros.learning.critic import CriticConfig
-from dipod_ros.learning.experiment_result import (
+from dipod_ros.learning.bench.experiment_result import (
     SCHEMA,
     collapsed,
     fits,
@@ -38,14 +36,20 @@ from dipod_ros.learning.experiment_result import (
     steps_to,
     write_json,
 )
-from dipod_ros.learning.experiment_score import exact_gap, fitted_gap, measure
-from dipod_ros.learning.experiment_start import make_worlds, start_demonstrations, start_policy
+from dipod_ros.learning.bench.experiment_score import exact_gap, fitted_gap, measure
+from dipod_ros.learning.bench.experiment_start import (
+    make_worlds,
+    start_demonstrations,
+    start_policy,
+)
+from dipod_ros.learning.bench.jobs import Job, update_config
+from dipod_ros.learning.bench.methods import METHODS
+from dipod_ros.learning.bench.regimes import REGIMES, TASKS
+from dipod_ros.learning.collapse import HealthConfig, first_alarm
+from dipod_ros.learning.critic import CriticConfig
 from dipod_ros.learning.imitation import ImitationConfig
-from dipod_ros.learning.jobs import Job, update_config
 from dipod_ros.learning.learner import Learner, LearnerConfig
-from dipod_ros.learning.methods import METHODS
 from dipod_ros.learning.q_critic import QCriticConfig
-from dipod_ros.learning.regimes import REGIMES, TASKS
 from dipod_ros.learning.rollout import Rollout, collect_episodes
 from dipod_ros.learning.seeding import numpy_rng
 
@@ -122,7 +126,7 @@ def _run_outside(
     job: Job, file: Path, progress: Progress, stop: Callable[[], bool]
 ) -> dict[str, Any]:
     """Run a job that another library learns; one that is stopped begins again."""
-    from dipod_ros.learning.outside import run_outside
+    from dipod_ros.learning.bench.outside import run_outside
 
     result = run_outside(job, update_config(job), progress, stop)
     if result is None:

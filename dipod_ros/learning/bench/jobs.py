@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dipod_ros.errors import UserError
-from dipod_ros.learning.methods import METHODS
-from dipod_ros.learning.regimes import REGIMES, TASKS, Regime
+from dipod_ros.learning.bench.methods import METHODS
+from dipod_ros.learning.bench.regimes import REGIMES, TASKS, Regime
 
 if TYPE_CHECKING:
     from dipod_ros.learning.algorithms.base import UpdateConfig
-    from dipod_ros.learning.outside import OutsideConfig
+    from dipod_ros.learning.bench.outside import OutsideConfig
 
 # The same for every method, for speed; a learner on its own has float32.
 SHARED = {'precision': 'bfloat16'}
-# What a method of learning/outside.py is for, and what it imports.
+# What a method of learning/bench/outside.py is for, and what it imports.
 OUTSIDE_TASKS = ('hopper', 'walker2d')
 OUTSIDE_NEEDS = ('stable_baselines3', 'imageio')
 
@@ -91,7 +91,7 @@ def update_config(job: Job) -> UpdateConfig | OutsideConfig:
     outside = method.module == 'outside'
     for problem in filter(None, problems(job)):
         raise UserError(problem)
-    path = f'dipod_ros.learning.{"" if outside else "algorithms."}{method.module}'
+    path = f'dipod_ros.learning.{"bench." if outside else "algorithms."}{method.module}'
     if importlib.util.find_spec(path) is None:
         raise UserError(f'method {job.method} is not part of this installation: leave it out')
     config = getattr(importlib.import_module(path), method.config)(**method.settings)

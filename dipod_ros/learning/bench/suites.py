@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dipod_ros.errors import UserError
-from dipod_ros.learning.jobs import Job, check_names, problems
-from dipod_ros.learning.methods import FINALISTS, METHODS, SWEPT
-from dipod_ros.learning.regimes import REGIMES, TASKS
+from dipod_ros.learning.bench.jobs import Job, check_names, problems
+from dipod_ros.learning.bench.methods import FINALISTS, METHODS, SWEPT
+from dipod_ros.learning.bench.regimes import REGIMES, TASKS
 
 log = logging.getLogger(__name__)
 

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 from dipod_ros.errors import UserError
+from dipod_ros.learning.bench.experiment_result import SCHEMA, collapsed, settings_of, smooth
+from dipod_ros.learning.bench.experiment_score import EVALUATION_SEED, Effort, score_of
+from dipod_ros.learning.bench.jobs import Job
+from dipod_ros.learning.bench.regimes import REGIMES, TASKS
 from dipod_ros.learning.evaluate import SuccessRate, evaluate
-from dipod_ros.learning.experiment_result import SCHEMA, collapsed, settings_of, smooth
-from dipod_ros.learning.experiment_score import EVALUATION_SEED, Effort, score_of
-from dipod_ros.learning.jobs import Job
-from dipod_ros.learning.regimes import REGIMES, TASKS
 from dipod_ros.sim.external.gymnasium_chunks import GymnasiumChunkEnv
 from dipod_ros.sim.external.registry import GYMNASIUM
 

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from dipod_ros.errors import UserError
-from dipod_ros.learning.experiment_pool import read_error
-from dipod_ros.learning.experiment_result import alarm_at, outdated, read_result, write_json
-from dipod_ros.learning.jobs import Job
-from dipod_ros.learning.methods import BASELINE, baseline
-from dipod_ros.learning.regimes import TASKS
-from dipod_ros.learning.statistics import (
+from dipod_ros.learning.bench.experiment_pool import read_error
+from dipod_ros.learning.bench.experiment_result import alarm_at, outdated, read_result, write_json
+from dipod_ros.learning.bench.jobs import Job
+from dipod_ros.learning.bench.methods import BASELINE, baseline
+from dipod_ros.learning.bench.regimes import TASKS
+from dipod_ros.learning.bench.statistics import (
     Estimate,
     estimate,
     few_runs,
@@ -222,7 +222,7 @@ def markdown(report: Report) -> str:
 
 def write_report(report: Report, folder: Path) -> list[Path]:
     """Write learn.json, learn.md and the pictures; return their paths. Raises UserError."""
-    from dipod_ros.learning.learn_plots import draw
+    from dipod_ros.learning.bench.learn_plots import draw
 
     folder = Path(folder)
     try:

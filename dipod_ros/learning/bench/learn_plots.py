@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dipod_ros.learning.experiment_result import smooth
-from dipod_ros.learning.methods import METHODS, SWEEP, SWEPT
+from dipod_ros.learning.bench.experiment_result import smooth
+from dipod_ros.learning.bench.methods import METHODS, SWEEP, SWEPT
+from dipod_ros.learning.bench.regimes import REGIMES, TASKS
 from dipod_ros.learning.pyplot import pyplot
-from dipod_ros.learning.regimes import REGIMES, TASKS
 
 if TYPE_CHECKING:
-    from dipod_ros.learning.learn_report import Report
+    from dipod_ros.learning.bench.learn_report import Report
 
 POINTS = 200
 # In one picture; the tables have all of them.

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 
 from dipod_ros.errors import UserError
-from dipod_ros.learning.few_step import (
+from dipod_ros.learning.seeding import torch_rng
+from dipod_ros.learning.students.few_step import (
     FewStepLoss,
     TeacherPaths,
     check_method,
     follow,
     teacher_paths,
 )
-from dipod_ros.learning.seeding import torch_rng
 from dipod_ros.policy.flow import FlowPolicy
 from dipod_ros.policy.spec import SamplerSpec
 

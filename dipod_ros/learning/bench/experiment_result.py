@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from dipod_ros.errors import UserError
+from dipod_ros.learning.bench.jobs import Job, update_config
+from dipod_ros.learning.bench.methods import METHODS
+from dipod_ros.learning.bench.regimes import REGIMES, TASKS
 from dipod_ros.learning.collapse import HealthConfig, first_alarm
 from dipod_ros.learning.critic import CriticConfig
-from dipod_ros.learning.jobs import Job, update_config
-from dipod_ros.learning.methods import METHODS
 from dipod_ros.learning.q_critic import QCriticConfig
-from dipod_ros.learning.regimes import REGIMES, TASKS
 from dipod_ros.policy.atomic import write_file
 
 SCHEMA = 'dipod_ros.learn/1'

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from dipod_ros.errors import UserError
-from dipod_ros.learning.dataset import MAX_IMAGE_BYTES, Demonstrations, require_space
-from dipod_ros.learning.recording import Episode
+from dipod_ros.learning.demonstrations.dataset import MAX_IMAGE_BYTES, Demonstrations, require_space
+from dipod_ros.learning.demonstrations.recording import Episode
 from dipod_ros.policy.spec import PolicySpec
 
 # What must agree with the file that is there. Network and sampler are chosen when training.

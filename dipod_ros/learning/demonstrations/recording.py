@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dipod_ros.errors import UserError
-from dipod_ros.learning.command_curve import CommandCurve
-from dipod_ros.learning.windows import Refused, WindowConfig, Windows, cut, resample
+from dipod_ros.learning.demonstrations.command_curve import CommandCurve
+from dipod_ros.learning.demonstrations.windows import Refused, WindowConfig, Windows, cut, resample
 from dipod_ros.serving.forecast import TrackingLag
 from dipod_ros.serving.observation import (
     SAME_STAMP_NS,
@@ -52,7 +52,7 @@ class RecordingConfig:
 
 @dataclass(frozen=True, eq=False)
 class Episode:
-    """The decisions of one episode, as learning/dataset.py has them."""
+    """The decisions of one episode, as learning/demonstrations/dataset.py has them."""
 
     observations: np.ndarray  # float32 [M, O]
     actions: np.ndarray  # float32 [M, H, A]

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from dipod_ros.learning.distill import DistillConfig, distill
+from dipod_ros.learning.bench.experiment_start import make_worlds
+from dipod_ros.learning.bench.jobs import Job
+from dipod_ros.learning.bench.methods import METHODS
+from dipod_ros.learning.bench.regimes import REGIMES, TASKS
 from dipod_ros.learning.drift.report import executed_gap
 from dipod_ros.learning.evaluate import SuccessRate, evaluate_policy
-from dipod_ros.learning.experiment_start import make_worlds
 from dipod_ros.learning.health import elbo_gap_nats
-from dipod_ros.learning.jobs import Job
-from dipod_ros.learning.methods import METHODS
-from dipod_ros.learning.regimes import REGIMES, TASKS
 from dipod_ros.learning.rollout import Rollout, collect_episodes
 from dipod_ros.learning.seeding import numpy_rng, torch_rng
+from dipod_ros.learning.students.distill import DistillConfig, distill
 from dipod_ros.policy.flow import FlowPolicy
 from dipod_ros.policy.spec import SamplerSpec
 

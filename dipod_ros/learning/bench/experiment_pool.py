@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from dipod_ros.errors import UserError
-from dipod_ros.learning.jobs import Job
+from dipod_ros.learning.bench.jobs import Job
 
 # Exit codes of a worker.
 FAILED, BUSY, STOPPED = 1, 3, 4
@@ -197,8 +197,8 @@ def main(argv: Sequence[str]) -> int:
 def _work(job: Job, run_dir: Path, stop: Callable[[], bool]) -> int:
     import torch
 
-    from dipod_ros.learning.experiment import Interrupted, run_job
-    from dipod_ros.learning.experiment_result import write_json
+    from dipod_ros.learning.bench.experiment import Interrupted, run_job
+    from dipod_ros.learning.bench.experiment_result import write_json
 
     torch.set_num_threads(1)
 

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from dipod_ros.errors import UserError
-from dipod_ros.learning.dataset import Demonstrations
-from dipod_ros.learning.jobs import Job
-from dipod_ros.learning.methods import METHODS
-from dipod_ros.learning.regimes import REGIMES, TASKS
+from dipod_ros.learning.bench.jobs import Job
+from dipod_ros.learning.bench.methods import METHODS
+from dipod_ros.learning.bench.regimes import REGIMES, TASKS
+from dipod_ros.learning.demonstrations.dataset import Demonstrations
+from dipod_ros.learning.demonstrations.scripted import record
 from dipod_ros.learning.rollout import collect_episodes
-from dipod_ros.learning.scripted import record
 from dipod_ros.learning.seeding import numpy_rng
 from dipod_ros.learning.state_io import load_state, pack_module, save_state, unpack_module
 from dipod_ros.policy import checkpoint as ckpt
@@ -61,7 +61,7 @@ def start_folder(task: str, say: Callable[[str], None] | None = None) -> Path:
     if shipped.is_dir():
         return ckpt.read_manifest(shipped).path
     try:
-        from dipod_ros.learning.starts import make_start
+        from dipod_ros.learning.bench.starts import make_start
     except ModuleNotFoundError as error:
         raise UserError(f'there is no start for task {task} in this installation') from error
     with _locked(STARTS / f'.{task}.lock'):

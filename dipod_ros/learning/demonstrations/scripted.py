@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from dipod_ros.errors import UserError
-from dipod_ros.learning.dataset import Demonstrations, require_space
+from dipod_ros.learning.demonstrations.dataset import Demonstrations, require_space
 from dipod_ros.learning.task_spec import spec_for
 from dipod_ros.sim.demonstrations import collect
 from dipod_ros.sim.vector_env import ChunkVectorEnv
