@@ -231,7 +231,7 @@ class PolicyServerParams:
     stamp_tolerance_s: float = param(
         0.5,
         "a message stamped further than this from the robot's clock, that of the joint states, is "
-        'refused (real time); 0 accepts all',
+        'refused (real time); an outcome may be later by outcome_timeout_s; 0 accepts all',
         unit='s', low=0.0,
     )  # fmt: skip
     ramp_in_s: float = param(

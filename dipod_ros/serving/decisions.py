@@ -87,7 +87,7 @@ class DecisionLog:
     def __init__(self, clock: Callable[[], float], patience_s: float = 1.0) -> None:
         """Take a steady clock."""
         self._clock = clock
-        self._patience_s = patience_s
+        self.patience_s = patience_s
         self._open: deque[_Open] = deque()
         self._judged_ns: int | None = None  # stamp of the newest outcome
         self.unjudged = 0
@@ -139,7 +139,7 @@ class DecisionLog:
         out = []
         while self._open and self._open[0].end_ns is not None:
             entry = self._open[0]
-            late = self._clock() - entry.ended_s > self._patience_s
+            late = self._clock() - entry.ended_s > self.patience_s
             if not (entry.settled or late or flush):
                 break
             self._open.popleft()

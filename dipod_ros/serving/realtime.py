@@ -17,6 +17,7 @@ from dipod_ros.serving.decisions import Outcome
 from dipod_ros.serving.forecast import TrackingLag, roll_forward
 from dipod_ros.serving.loop import Command, Decided, Loop
 from dipod_ros.serving.observation import Sample, StreamProblem
+from dipod_ros.serving.outcome_guard import OutcomeGuard
 from dipod_ros.serving.safety import ESTOP, STALE, UNDERRUN, WATCHDOG, Watchdog
 from dipod_ros.serving.stamp_guard import StampGuard
 from dipod_ros.serving.stream_watch import StreamWatch
@@ -59,6 +60,13 @@ class RealTimeLoop(Loop):
             self.config.stamp_tolerance_s, self.config.joint_topic, self.grid.robot_ns
         )
         self.buffer.judge = guard.judge
+        self._outcomes = OutcomeGuard(
+            self.config.stamp_tolerance_s,
+            self.log.patience_s,
+            self.config.joint_topic,
+            self.grid,
+            self.notices,
+        )
         self._streams = StreamWatch(
             self.buffer,
             self.notices,
@@ -84,13 +92,8 @@ class RealTimeLoop(Loop):
     def on_outcome(self, outcome: Outcome) -> None:
         """Take an outcome; a reset makes everything planned void."""
         with self.wake:
-            self.log.judge(outcome)
-            if outcome.reset:
-                self._end_decision(outcome.stamp_ns)
-                self._begin_anew()
-                self._streams.world_was_reset(outcome.stamp_ns)
-                self._step = 0
-            self._outcome = outcome
+            if self._outcomes.admit(outcome, self.clock()):
+                self._take_outcome(outcome)
             self.wake.notify_all()
 
     def stop(self) -> None:
@@ -135,6 +138,8 @@ class RealTimeLoop(Loop):
                 self._check_streams(before)
                 return None
             self._follow_grid(joints, at_least)
+            for outcome in self._outcomes.again(self.clock()):
+                self._take_outcome(outcome)
             self._check_streams(self._open_tick(before))
             self._check_decisions(before)
             self.notify()
@@ -246,6 +251,15 @@ class RealTimeLoop(Loop):
             self._sent = plan
             command = Command(sample.stamp_ns, plan, self.tick, self._setpoint(), True)
             return command, sample.received_s
+
+    def _take_outcome(self, outcome: Outcome) -> None:
+        self.log.judge(outcome)
+        if outcome.reset:
+            self._end_decision(outcome.stamp_ns)
+            self._begin_anew()
+            self._streams.world_was_reset(outcome.stamp_ns)
+            self._step = 0
+        self._outcome = outcome
 
     def _stands(self) -> bool:
         """Tell whether the command has stood for so long that the arm must be there."""

@@ -179,7 +179,7 @@ def test_a_reset_of_the_world_ends_the_stream_at_once(make_player):
     player.run(2.0)
     player.deciding = False
     before = len(player.setpoints)
-    player.loop.on_outcome(Outcome(round((player.clock.now + 1) * 1e9), 0, reset=True))
+    player.loop.on_outcome(Outcome(round((player.clock.now + 0.4) * 1e9), 0, reset=True))
     player.run(0.5)
     assert len(player.setpoints) == before and not player.stream.playing
     player.deciding = True
