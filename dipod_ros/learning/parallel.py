@@ -4,6 +4,9 @@
 Every process holds the whole batch and draws the same random numbers; of each minibatch it takes
 every n-th row. Weighted by its rows, the sum of the gradients is the gradient of the whole
 minibatch: the run is that of one process up to round-off. Alone, every function here does nothing.
+
+Learning runs on the CPU, on machines with a GPU too: the networks are small, and their tensors are
+never moved. So the group is gloo's; nccl takes tensors of a GPU only.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from torch import distributed
 def join() -> None:
     """Join the process group that `torchrun` describes; does nothing in a plain process."""
     if 'RANK' in os.environ and not distributed.is_initialized():
-        distributed.init_process_group('nccl' if torch.cuda.is_available() else 'gloo')
+        distributed.init_process_group('gloo')
 
 
 def leave() -> None:

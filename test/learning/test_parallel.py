@@ -73,6 +73,19 @@ def test_two_processes_keep_the_same_q_critic(make_policy, tmp_path):
     assert any((first[n] - start[n]).abs().max() > 1e-3 for n in start)
 
 
+def test_the_group_takes_tensors_of_the_cpu_where_a_gpu_is_seen(monkeypatch):
+    """Learning moves nothing to a GPU, so its gradients must meet in main memory."""
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    place = {'RANK': 0, 'WORLD_SIZE': 1, 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': free_port()}
+    for name, value in (place | {'GLOO_SOCKET_IFNAME': 'lo'}).items():
+        monkeypatch.setenv(name, str(value))
+    parallel.join()
+    try:
+        assert torch.distributed.get_backend() == 'gloo'
+    finally:
+        parallel.leave()
+
+
 def test_alone_nothing_is_shared():
     index = torch.arange(5)
     assert torch.equal(parallel.share(index), index)
