@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parameter tables in docs/ are those of the nodes, and README names only what exists."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -32,7 +33,10 @@ def test_the_recorder_is_documented_as_it_is():
     assert [f for f in fields if f'`{f}`' not in text] == []
 
 
-@pytest.mark.parametrize('page', ['README.md', *(f'docs/{p.name}' for p in ROOT.glob('docs/*.md'))])
+PAGES = ['README.md', *(f'docs/{p.name}' for p in ROOT.glob('docs/*.md'))]
+
+
+@pytest.mark.parametrize('page', PAGES)
 def test_links_and_commands_of_the_documentation_exist(page):
     from dipod_ros.cli.main import available
 
@@ -41,3 +45,16 @@ def test_links_and_commands_of_the_documentation_exist(page):
         assert ((ROOT / page).parent / target).exists(), target
     for command in re.findall(r'^\s+(?:\.venv/bin/)?dipod ([a-z-]+)', text, re.MULTILINE):
         assert command in available(), command
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_files_and_modules_that_the_documentation_names_exist(page):
+    text = (ROOT / page).read_text()
+    files = {p.relative_to(ROOT).as_posix() for p in (ROOT / 'dipod_ros').rglob('*.py')}
+    files |= {p.relative_to(ROOT).as_posix() for p in (ROOT / 'test').rglob('*.py')}
+    for name in re.findall(r'`([\w/]+\.py)[`:]', text):
+        if not name.rpartition('/')[2].startswith('my_'):  # the reader's own
+            assert any(f'/{f}'.endswith(f'/{name}') for f in files), name
+    lines = re.findall(r'^\s*(?:from|import) (dipod_ros[\w.]*)|-m (dipod_ros[\w.]*)', text, re.M)
+    for name in (first or second for first, second in lines):
+        assert importlib.util.find_spec(name) is not None, name

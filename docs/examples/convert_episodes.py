@@ -25,8 +25,8 @@ import numpy as np
 import yaml
 
 from dipod_ros.errors import UserError
-from dipod_ros.learning.dataset import Demonstrations
-from dipod_ros.learning.windows import Refused, WindowConfig, cut, resample
+from dipod_ros.learning.demonstrations.dataset import Demonstrations
+from dipod_ros.learning.demonstrations.windows import Refused, WindowConfig, cut, resample
 from dipod_ros.policy.limits import JointLimits
 from dipod_ros.policy.spec import PolicySpec
 from dipod_ros.policy.spec_file import read_spec_file
@@ -50,7 +50,7 @@ def decisions(
     """
     dt, time = spec.control_period_s, np.asarray(episode['time_s'], dtype=float)
     command = np.asarray(episode.get('command', episode['joint_position']), dtype=float)
-    # The command of a tick lies half a period ahead of it, by its spline (learning/windows.py).
+    # A tick's command lies half a period ahead, by its spline (learning/demonstrations/windows.py).
     ticks = np.arange(time[0], time[-1] - dt / 2 + 1e-9, dt)
     points = resample(time, command, ticks + dt / 2)
     windows = cut(points, spec.horizon, spec.limits, dt, WindowConfig(stride=stride))

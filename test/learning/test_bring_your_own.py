@@ -14,7 +14,7 @@ import yaml
 torch = pytest.importorskip('torch')
 
 from dipod_ros.cli.main import main  # noqa: E402
-from dipod_ros.learning.dataset import Demonstrations  # noqa: E402
+from dipod_ros.learning.demonstrations.dataset import Demonstrations  # noqa: E402
 from dipod_ros.policy.flow import load_policy  # noqa: E402
 from dipod_ros.serving.engines.base import check_golden  # noqa: E402
 from dipod_ros.serving.engines.select import EngineFactory  # noqa: E402
@@ -154,7 +154,7 @@ def test_a_flow_of_the_other_convention_acts_as_its_own_code_would(tmp_path):
 def test_the_loop_of_the_page_learns_in_an_external_environment(tmp_path, monkeypatch):
     page = (DOCS / 'bring_your_own.md').read_text()
     loop = next(b for b in re.findall(r'```python\n(.*?)```', page, re.DOTALL) if 'make_env' in b)
-    from dipod_ros.learning.starts import external_spec
+    from dipod_ros.learning.bench.starts import external_spec
     from dipod_ros.policy.flow import FlowPolicy
     from dipod_ros.sim.external.registry import make_env
 
