@@ -16,7 +16,7 @@ from trajectory_msgs.msg import JointTrajectory
 from dipod_ros.errors import UserError
 from dipod_ros.policy.decision import Decision, encode
 from dipod_ros.policy.spec import Stream
-from dipod_ros.ros import messages, qos
+from dipod_ros.ros import messages, qos, taking
 from dipod_ros.ros.trajectory_bytes import TrajectoryBytes
 from dipod_ros.serving.decisions import Outcome
 from dipod_ros.serving.loop import Command
@@ -85,6 +85,11 @@ class SensorInput:
             self._topics[camera, topic] = camera.subscribe(
                 self._node, topic, self._buffer, self._lockstep, self._on_sample
             )
+
+    def take(self) -> None:
+        """Take what has arrived, where the executor's thread is kept busy by its caller."""
+        for subscription in self._topics.values():
+            taking.take(subscription)
 
     def close(self) -> None:
         """Stop listening."""

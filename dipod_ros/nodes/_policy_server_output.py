@@ -19,7 +19,8 @@ from dipod_ros.policy.limits import JointLimits
 from dipod_ros.ros import messages, qos
 from dipod_ros.ros.scheduling import sharpen_sleep
 from dipod_ros.serving import setpoints
-from dipod_ros.serving.drive_laws import EffortLaw, Joints, PositionLaw, VelocityLaw, per_joint
+from dipod_ros.serving.drive_laws import Joints, PositionLaw, VelocityLaw, per_joint
+from dipod_ros.serving.effort_law import EffortLaw
 from dipod_ros.serving.latency import LatencyWindow
 from dipod_ros.serving.observation import ObservationBuffer
 from dipod_ros.serving.realtime import RealTimeLoop
@@ -95,6 +96,7 @@ class StreamOutput:
         )
         self.topic = self._publisher.topic_name
         self.rate_hz = p.command_rate_hz or 1 / p.control_period_s
+        self._msg = Float64MultiArray()
         self.sent = 0
         self.lateness = LatencyWindow()  # of publishing, after the instant that it is for
         self._stream: setpoints.SetpointStream | None = None
@@ -115,7 +117,23 @@ class StreamOutput:
         sharpen_sleep()
         stream = self._stream = setpoints.SetpointStream(loop, self.rate_hz)
         law = self._law(buffer, stream.step_s)
-        clock, publish, msg = loop.clock, self._publisher.publish, Float64MultiArray()
+        try:
+            self._play(loop, stream, law, stop, hurry)
+        finally:
+            # Whatever ended it: what a drive was told last stays in force.
+            while (values := law.idle()) is not None:
+                self._publish(values)
+                time.sleep(stream.step_s / loop.grid.rate)
+
+    def _play(
+        self,
+        loop: RealTimeLoop,
+        stream: setpoints.SetpointStream,
+        law: PositionLaw | VelocityLaw | EffortLaw,
+        stop: threading.Event,
+        hurry: threading.Event,
+    ) -> None:
+        clock = loop.clock
         while not stop.is_set():
             wait_s = stream.next_s() - clock()
             if hurry.is_set():
@@ -132,12 +150,15 @@ class StreamOutput:
                 closing = loop.stopped and resting
                 values = law.idle() if setpoint is None else law.command(setpoint, clock(), closing)
                 if values is not None:
-                    msg.data = messages.doubles(values)
-                    publish(msg)
-                    self.sent += 1
+                    self._publish(values)
                     self.lateness.add(clock() - due_s)
                 if closing and law.settled:
                     return
+
+    def _publish(self, values: np.ndarray) -> None:
+        self._msg.data = messages.doubles(values)
+        self._publisher.publish(self._msg)
+        self.sent += 1
 
     def figures(self) -> dict[str, Any]:
         """Return what /diagnostics tells about the stream."""
@@ -158,7 +179,9 @@ class StreamOutput:
         """Destroy the publisher."""
         self._node.destroy_lifecycle_publisher(self._publisher)
 
-    def _law(self, buffer: ObservationBuffer, step_s: float) -> PositionLaw:
+    def _law(
+        self, buffer: ObservationBuffer, step_s: float
+    ) -> PositionLaw | VelocityLaw | EffortLaw:
         p, count = self._p, len(self._p.joints)
         joints = Joints(buffer, self._joint_topic, p.joint_max_age_s)
         if p.interface == 'velocity':
@@ -169,6 +192,7 @@ class StreamOutput:
                 per_joint('effort.kp', p.effort.kp, count),
                 per_joint('effort.kd', p.effort.kd, count),
                 joints,
+                step_s,
                 self._gravity,
             )
         return PositionLaw()

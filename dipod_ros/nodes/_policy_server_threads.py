@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 
@@ -18,8 +19,10 @@ from dipod_ros.serving.realtime import RealTimeLoop
 
 # How often a thread looks up without being woken: bounds how late records and shutdown come.
 IDLE_S = 0.1
-# An arm within its limits stops in well under this; longer means that the thread hangs.
-BRAKING_TIMEOUT_S = 5.0
+# A thread that takes so much longer than the arm needs to stop hangs.
+HANGS_S = 5.0
+# How often the sensors are read while the arm brakes: drives close their loop through them.
+SENSE_S = 0.002
 # A thread that computes (one that builds a policy, say) gives the interpreter away after this.
 # CPython's default is 5 ms, longer than the period of a fast stream.
 SWITCH_INTERVAL_S = 1e-4
@@ -36,11 +39,13 @@ class ServerThreads:
         fail: Callable[[str], None],
         look: Callable[[Loop], None],
         priority: RealTimePriority,
+        sense: Callable[[], None],
     ) -> None:
         """Take the loop and its outputs.
 
         `fail` is told why a thread died; `look` may look on after every turn. `priority` is given
-        to both threads.
+        to both threads. `sense` takes what the sensors say while `stop` keeps the thread that
+        listens to them.
         """
         self._loop = loop
         self._commands = commands
@@ -48,6 +53,7 @@ class ServerThreads:
         self._fail = fail
         self._look = look
         self._priority = priority
+        self._sense = sense
         self._stop = threading.Event()
         self._hurry = threading.Event()
         self._newest: Sample | None = None  # joint states that were looked at
@@ -85,15 +91,23 @@ class ServerThreads:
 
     def stop(self) -> bool:
         """Bring the arm to rest and end the threads; return whether that worked in time."""
+        decisions, control = self._threads
         self._loop.stop()
         self._hurry.set()
-        self._threads[1].join(BRAKING_TIMEOUT_S)
+        self._wait_for(control, self._loop.stopping_s + HANGS_S)
         self._stop.set()
         with self._loop.wake:
             self._loop.wake.notify_all()
-        self._threads[0].join(BRAKING_TIMEOUT_S)
+        self._wait_for(control, self._loop.stopping_s)  # drives that it still has to bring to rest
+        self._wait_for(decisions, HANGS_S)
         self._records.send(self._loop.finished_records(flush=True))
         return not any(t.is_alive() for t in self._threads)
+
+    def _wait_for(self, thread: threading.Thread, timeout_s: float) -> None:
+        end_s = time.monotonic() + timeout_s
+        while thread.is_alive() and time.monotonic() < end_s:
+            self._sense()
+            thread.join(SENSE_S)
 
     def _decide(self) -> None:
         loop, stop = self._loop, self._stop

@@ -188,7 +188,7 @@ class PolicyServer(LifecycleNode):
         outputs = self._output, self._records, self._fail, self._requests.look
         if isinstance(self._loop, RealTimeLoop):
             self._loop.grid.ros_time_ns = lambda: self.get_clock().now().nanoseconds
-            self._threads = ServerThreads(self._loop, *outputs, self._priority)
+            self._threads = ServerThreads(self._loop, *outputs, self._priority, self._input.take)
         else:
             self._threads = InlineDecisions(self, self._loop, *outputs)
         # Collecting the hundred thousands of objects of torch's import takes longer than a control

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a drive is told at a setpoint: its position, its velocity, or a torque. numpy, no ROS.
+"""What a drive is told at a setpoint: its position, or its velocity. numpy, no ROS.
 
 A law gets every setpoint of a stream, one `step_s` after the other, and looks at the newest joint
-states. All keep to the limits of what they command, whatever is measured.
+states. All keep to the limits of what they command, whatever is measured. Torques are in
+effort_law.py.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 
 import numpy as np
 
@@ -19,8 +19,8 @@ from dipod_ros.serving.setpoints import Setpoint
 
 # A standing arm that is closer than this to its setpoint is left alone: noise must not move it.
 DEADBAND_RAD = 1e-3
-# Setpoints remembered, to compare a measurement with the setpoint of its time.
-MEMORY_S = 0.25
+# Setpoints remembered for a little longer than a measurement may be old.
+MEMORY_SLACK_S = 0.05
 
 
 class Joints:
@@ -28,7 +28,7 @@ class Joints:
 
     def __init__(self, buffer: ObservationBuffer, topic: str, max_age_s: float) -> None:
         """Take where they are stored and how old they may be."""
-        self._buffer, self._topic, self._max_age_s = buffer, topic, max_age_s
+        self._buffer, self._topic, self.max_age_s = buffer, topic, max_age_s
 
     def position(self, now_s: float) -> Sample | None:
         """Return the position sample (rad), None when there is none or it is too old."""
@@ -40,8 +40,36 @@ class Joints:
 
     def _young(self, source: str, now_s: float) -> Sample | None:
         sample = self._buffer.sample(source, self._topic)
-        young = sample is not None and now_s - sample.received_s <= self._max_age_s
+        young = sample is not None and now_s - sample.received_s <= self.max_age_s
         return sample if young else None
+
+
+class SetpointMemory:
+    """The last setpoints of a stream, to compare a measurement with the one of its time.
+
+    The newest one has moved on meanwhile: an arm that is seen late would seem to lag behind it, the
+    more the older its joint states are.
+    """
+
+    def __init__(self, step_s: float, memory_s: float) -> None:
+        """Take the time between two setpoints (s), and for how long to remember them."""
+        self._step_s = step_s
+        self._past: deque[Setpoint] = deque(maxlen=max(1, round(memory_s / step_s)))
+
+    def add(self, setpoint: Setpoint) -> None:
+        """Take the setpoint of now; what was before the first of a stream is forgotten."""
+        if setpoint.first:
+            self._past.clear()
+        self._past.append(setpoint)
+
+    def at(self, received_s: float, now_s: float) -> Setpoint:
+        """Return the setpoint of a moment in the past, the oldest one of before that."""
+        ago = round((now_s - received_s) / self._step_s)
+        return self._past[max(len(self._past) - 1 - ago, 0)]
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._past.clear()
 
 
 class PositionLaw:
@@ -69,9 +97,9 @@ class VelocityLaw:
 
     def __init__(self, limits: JointLimits, step_s: float, gain: float, joints: Joints) -> None:
         """Take the limits, the time between two commands (s), the gain (1/s) and the sensors."""
-        self._limits, self._step_s, self._gain, self._joints = limits, step_s, gain, joints
+        self._limits, self._gain, self._joints = limits, gain, joints
         self._change = limits.acceleration * step_s
-        self._past: deque[np.ndarray] = deque(maxlen=max(1, round(MEMORY_S / step_s)))
+        self._past = SetpointMemory(step_s, joints.max_age_s + MEMORY_SLACK_S)
         self._last = np.zeros(len(limits.joints))
 
     @property
@@ -81,7 +109,7 @@ class VelocityLaw:
 
     def command(self, setpoint: Setpoint, now_s: float, closing: bool) -> np.ndarray | None:
         """Return velocities [A] (rad/s); when `closing`, those that come to zero."""
-        self._past.append(setpoint.position)
+        self._past.add(setpoint)
         wanted = setpoint.velocity
         low, high = -self._limits.velocity, self._limits.velocity
         measured = None if closing else self._joints.position(now_s)
@@ -101,8 +129,7 @@ class VelocityLaw:
         return self._last
 
     def _apart(self, measured: Sample, setpoint: Setpoint, now_s: float) -> np.ndarray:
-        ago = round((now_s - measured.received_s) / self._step_s)
-        apart = self._past[max(len(self._past) - 1 - ago, 0)] - measured.values
+        apart = self._past.at(measured.received_s, now_s).position - measured.values
         if setpoint.resting and np.all(np.abs(apart) <= DEADBAND_RAD):
             return np.zeros_like(apart)
         return apart
@@ -110,46 +137,6 @@ class VelocityLaw:
     def _stopping_speed(self, room: np.ndarray) -> np.ndarray:
         step = self._change
         return np.sqrt(step**2 + 2 * self._limits.acceleration * np.maximum(room, 0.0)) - step
-
-
-class EffortLaw:
-    """torque = kp * (q_setpoint - q) + kd * (v_setpoint - v) + gravity(q), clipped to the limits.
-
-    Needs young positions and velocities. Without them it commands nothing: a torque for an arm that
-    nobody sees is worse than none, and whoever applies torques has to stop when commands do.
-    """
-
-    settled = True
-
-    def __init__(
-        self,
-        limit: np.ndarray,
-        kp: np.ndarray,
-        kd: np.ndarray,
-        joints: Joints,
-        gravity: Callable[[np.ndarray], np.ndarray] | None = None,
-    ) -> None:
-        """Take the largest torques [A] (N m), gains [A] (N m/rad, N m s/rad) and the sensors.
-
-        `gravity` returns the torques [A] that hold the arm at positions [A].
-        """
-        self._limit, self._kp, self._kd = limit, kp, kd
-        self._joints, self._gravity = joints, gravity
-
-    def command(self, setpoint: Setpoint, now_s: float, closing: bool) -> np.ndarray | None:
-        """Return torques [A] (N m), None while the arm is not seen."""
-        position, velocity = self._joints.position(now_s), self._joints.velocity(now_s)
-        if position is None or velocity is None:
-            return None
-        torque = self._kp * (setpoint.position - position.values)
-        torque += self._kd * (setpoint.velocity - velocity.values)
-        if self._gravity is not None:
-            torque += self._gravity(position.values)
-        return np.clip(torque, -self._limit, self._limit)
-
-    def idle(self) -> np.ndarray | None:
-        """Return what has to be sent while there is no plan: nothing."""
-        return None
 
 
 def per_joint(name: str, values: tuple[float, ...], count: int) -> np.ndarray:

@@ -42,6 +42,8 @@ FREE = {'trajectory': 0.4, 'position': 0.2}
 MARGIN = 0.3
 # A sample this much (parts of a period) older than a tick still shows the arm at that tick.
 FRESH = 0.1
+# Control periods that a stop takes besides the braking: those committed before it, and the last.
+STOP_PERIODS = 5
 STOPPING = 'stopping'
 CLOCK_SET = 'clock set'
 
@@ -114,6 +116,13 @@ class RealTimeLoop(Loop):
     def stopped(self) -> bool:
         """Whether `stop` was called and the arm has come to rest since."""
         return self._stopping and self.at_rest
+
+    @property
+    def stopping_s(self) -> float:
+        """How long (steady clock) the command takes at most to come to rest after `stop`."""
+        limits = self.safety.limits
+        braking_s = float((limits.velocity / limits.acceleration).max())
+        return (braking_s + STOP_PERIODS * self.safety.dt) / self.grid.rate
 
     def next_control_s(self) -> float:
         """Return when `control` is due next, on the steady clock."""

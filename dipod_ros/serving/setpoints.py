@@ -42,6 +42,7 @@ class Setpoint:
     position: np.ndarray  # rad
     velocity: np.ndarray  # rad/s
     resting: bool  # it stands for the rest of this control period
+    first: bool = False  # of a stream that begins: nothing before it leads there
 
 
 def check_rate(rate_hz: float, control_period_s: float) -> None:
@@ -105,7 +106,8 @@ class SetpointStream:
         if self._loop.begun_anew != self._begun_anew:
             self._tick = None  # the world was reset: what was planned is void
         self.prepare()
-        if self._tick is None:
+        begins = self._tick is None
+        if begins:
             self._begin()
             if self._tick is not None:
                 self._due_s = self._clock() + self.step_s
@@ -118,7 +120,7 @@ class SetpointStream:
         position = (c0 + c1) / 2 + u * first + (u * u / 2) * (second - first)
         velocity = ((1 - u) * first + u * second) * (NS_PER_S / self._period_ns)
         self._into_ns += self._step_ns
-        return Setpoint(position, velocity, self._standing)
+        return Setpoint(position, velocity, self._standing, begins)
 
     @property
     def due_s(self) -> float:

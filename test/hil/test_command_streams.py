@@ -15,6 +15,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 import torch  # noqa: E402
 from checkpoints import TINY  # noqa: E402
 from harness import Robot, Server, make_context  # noqa: E402
+from lifecycle_msgs.msg import Transition  # noqa: E402
+from lifecycle_msgs.srv import ChangeState  # noqa: E402
 from sensor_msgs.msg import JointState  # noqa: E402
 from sim_harness import Simulator  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory  # noqa: E402
@@ -37,6 +39,9 @@ EFFORT = {
     'effort__kp': [600.0, 600.0, 600.0, 600.0, 150.0, 100.0, 50.0],
     'effort__kd': [60.0, 60.0, 60.0, 60.0, 12.0, 8.0, 4.0],
 }
+
+# Gains with which nothing swings, however busy the machine and late the torques.
+GENTLE = EFFORT | {key: [v / 4 for v in EFFORT[key]] for key in ('effort__kp', 'effort__kd')}
 
 
 @pytest.fixture(scope='module')
@@ -170,6 +175,37 @@ def test_the_simulated_controllers_find_no_violation(stack, interface):
     if interface == 'velocity':
         last = len(listener.commands)
         assert last and not listener.commands[-1][0].any()  # it ends standing
+
+
+@pytest.mark.parametrize('end', ['deactivate', 'SIGTERM'])
+def test_an_arm_that_is_driven_by_torques_is_braked_and_let_go(stack, end):
+    """Torques close their loop through joint states: they are read while the arm brakes."""
+    listener, server, _ = stack('effort', **GENTLE)
+    index = messages.JointIndex(ROBOT.joints)
+    speed = lambda msg: np.abs(index.velocities(msg)).max()  # noqa: E731
+    listener.wait(lambda: len(listener.commands) > RATE_HZ and listener.states)
+    # Early in an episode: a world that is reset stands by itself.
+    episodes = newest_figures(listener)['episodes']
+    listener.wait(lambda: listener.figures[-1]['episodes'] > episodes)
+    listener.wait(lambda: speed(listener.states[-1]) > 0.8)
+    seen, sent_before = len(listener.states), len(listener.commands)
+    if end == 'deactivate':
+        change = Transition(id=Transition.TRANSITION_DEACTIVATE)
+        assert listener.call('change_state', ChangeState, transition=change).success
+    else:
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait() == 0
+    listener.wait(lambda: not listener.commands[-1][0].any())
+    after = [speed(msg) for msg in listener.states[seen:]]
+    assert max(after) < 1.1 * LIMITS.velocity.max()
+    assert len(listener.commands) > sent_before + 10
+    assert sum(values.any() for values, _ in listener.commands[sent_before:]) > 10
+    assert after[-1] < 0.1  # it was braked, not just let go
+    if end == 'deactivate':
+        heard = len(listener.commands)
+        change = Transition(id=Transition.TRANSITION_ACTIVATE)
+        assert listener.call('change_state', ChangeState, transition=change).success
+        listener.wait(lambda: len(listener.commands) > heard + 100)
 
 
 @pytest.mark.parametrize('interface', ['velocity', 'effort'])

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Velocities and torques keep their limits whatever is measured, and come to an end."""
+"""Velocities keep their limits whatever is measured, and come to an end."""
 
 import numpy as np
 import pytest
 from checkpoints import make_limits
 
 from dipod_ros.errors import UserError
-from dipod_ros.serving.drive_laws import EffortLaw, Joints, VelocityLaw, per_joint
+from dipod_ros.serving.drive_laws import Joints, VelocityLaw, per_joint
 from dipod_ros.serving.observation import ObservationBuffer
 from dipod_ros.serving.setpoints import Setpoint
 
@@ -126,32 +126,6 @@ def test_closing_and_idling_come_to_zero_within_the_acceleration_limits(arm):
         assert not out[-1].any() and len(out) > 5
         assert np.all(np.abs(np.diff(out, axis=0)) <= LIMITS.acceleration * STEP + 1e-12)
         assert law.idle() is None
-
-
-def effort_law(arm, gravity=None):
-    return EffortLaw(
-        np.array([10.0, 5.0, 1.0]), np.full(3, 100.0), np.full(3, 10.0), arm.joints, gravity
-    )
-
-
-def test_torque_is_pd_plus_gravity_clipped(arm):
-    arm.sense([0.0, 0.0, 0.0], [0.1, 0.0, 0.0])
-    setpoint = Setpoint(np.array([0.01, 0.02, 0.5]), np.array([0.2, 0.0, 0.0]), False)
-    torque = effort_law(arm).command(setpoint, arm.clock.now, False)
-    np.testing.assert_allclose(torque, [2.0, 2.0, 1.0])
-    torque = effort_law(arm, lambda q: q + 3.0).command(setpoint, arm.clock.now, False)
-    np.testing.assert_allclose(torque, [5.0, 5.0, 1.0])
-
-
-def test_no_torque_for_an_arm_that_is_not_seen(arm):
-    law = effort_law(arm)
-    assert law.command(stand(np.zeros(3)), arm.clock.now, False) is None
-    arm.sense(np.zeros(3))  # positions alone
-    assert law.command(stand(np.zeros(3)), arm.clock.now, False) is None
-    arm.sense(np.zeros(3), np.zeros(3))
-    assert law.command(stand(np.zeros(3)), arm.clock.now, False) is not None
-    arm.clock.advance(0.21)
-    assert law.command(stand(np.zeros(3)), arm.clock.now, False) is None
 
 
 def test_one_gain_for_all_or_one_per_joint():

@@ -187,6 +187,7 @@ def test_a_reset_of_the_world_ends_the_stream_at_once(make_player):
     np.testing.assert_allclose(player.setpoints[before].position, START, atol=1e-9)
     assert not player.setpoints[before].velocity.any()
     assert len(player.setpoints) > before + 200
+    assert [i for i, s in enumerate(player.setpoints) if s.first] == [0, before]
     assert_within_limits(player.path[before:], player.stream.step_s, player.bench.limits)
 
 
