@@ -38,6 +38,7 @@ from dipod_ros.policy.flow import FlowPolicy
 # Observations kept to distil a student on: about 30 updates of 64 episodes. Their name in a state.
 STUDENT_OBSERVATIONS = 16_000
 OBSERVED = 'student.observations'
+STATE = 'learner.safetensors'
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class TrainingRun:
 
     @property
     def _state_file(self) -> Path:
-        return self.run_dir / 'learner.safetensors'
+        return self.run_dir / STATE
 
     @property
     def _metrics_file(self) -> Path:

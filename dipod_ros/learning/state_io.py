@@ -73,7 +73,19 @@ def load_state(
     """Read what `save_state` wrote; raises UserError when the file is missing or corrupt."""
     try:
         with safe_open(str(path), framework='pt') as handle:
-            info = json.loads((handle.metadata() or {}).get('info', '{}'))
-            return {k: handle.get_tensor(k) for k in handle.keys()}, info  # noqa: SIM118
+            return {k: handle.get_tensor(k) for k in handle.keys()}, _info(handle)  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f'cannot read training state {path}: {error}') from error
+
+
+def load_info(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the `info` alone of what `save_state` wrote; raises UserError as `load_state`."""
+    try:
+        with safe_open(str(path), framework='pt') as handle:
+            return _info(handle)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f'cannot read training state {path}: {error}') from error
+
+
+def _info(handle: Any) -> dict[str, Any]:
+    return json.loads((handle.metadata() or {}).get('info', '{}'))

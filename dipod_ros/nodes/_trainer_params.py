@@ -85,7 +85,12 @@ class TrainerParams:
     student_fresh_steps: int = param(
         60, 'gradient steps of the student after each update, with fresh', low=1
     )
-    seed: int = param(0, 'decides everything random here', low=0)
+    seed: int = param(
+        0,
+        'decides everything random here; -1 draws a seed for a new run (it is in ~/status) and '
+        'keeps that of a run that is resumed',
+        low=-1,
+    )
     threads: int = param(1, 'threads of torch', low=1)
     nice: int = param(5, 'scheduling niceness: the server goes first', low=0, high=19)
     tensorboard: bool = param(True, 'write TensorBoard logs into run_dir')
@@ -110,6 +115,7 @@ def open_run(p: TrainerParams) -> TrainingRun:
     from dipod_ros.learning.learner import LearnerConfig
     from dipod_ros.learning.q_critic import QCriticConfig
     from dipod_ros.learning.run import RunConfig, TrainingRun
+    from dipod_ros.learning.run_seed import seed_of_run
     from dipod_ros.learning.students.distill import DistillConfig
     from dipod_ros.learning.students.fresh_student import FreshConfig
 
@@ -141,7 +147,7 @@ def open_run(p: TrainerParams) -> TrainingRun:
                 critic_warmup_updates=p.critic_warmup_updates,
                 max_lag=p.max_lag,
                 gap_every=p.gap_every,
-                seed=p.seed,
+                seed=seed_of_run(run_dir, p.seed),
             ),
             distill=DistillConfig(steps=p.student_steps, train_steps=p.student_train_steps),
             fresh=FreshConfig(steps=p.student_steps, train_steps=p.student_fresh_steps)

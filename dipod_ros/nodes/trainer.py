@@ -63,6 +63,9 @@ class Trainer(Node):
         self.create_service(Trigger, '~/finish', self._on_finish)
         self._diagnostics = Diagnostics(self, hardware_id=self._run.initial.spec.robot)
         self._diagnostics.add('learning', self._report)
+        if self.params.seed < 0:
+            of = 'of the resumed run' if self._run.resumed else 'drawn'
+            self.get_logger().info(f'seed {self._run.config.learner.seed} ({of})')
         if self._run.learner.version > 0:
             self._announce(self._checkpoint_pub, self._run.latest)
         self._announce_student()
@@ -241,6 +244,7 @@ class Trainer(Node):
             'sha256': self._run.latest.sha256,
             'student': None if student is None else str(student.path.resolve()),
             'run_dir': str(self._run.run_dir.resolve()),
+            'seed': self._run.config.learner.seed,
             'update_s': round(self._update_s, 3),
             'success_rate': self._metrics.get('success_rate'),
         }

@@ -238,6 +238,27 @@ def test_killed_at_any_time_it_resumes_from_whole_files(start, actor, folder):
     actor.act_until(lambda: any(c['version'] == resumed + 1 for c in actor.checkpoints))
 
 
+def test_a_seed_is_drawn_for_a_run_and_kept_when_it_goes_on(start, actor, folder):
+    trainer = start(seed=-1)
+    actor.wait_connected()
+    actor.act()
+    actor.wait(lambda: actor.checkpoints)
+    seed = actor.statuses[-1]['seed']
+    assert seed >= 0 and f'seed {seed} (drawn)' in trainer.log
+    assert ckpt.read_manifest(actor.checkpoints[-1]['path']).lineage['seed'] == seed
+    assert trainer.stop() == 0
+    actor.statuses.clear()
+    trainer = start(seed=-1)
+    actor.wait(lambda: actor.statuses and actor.statuses[-1]['resumed'])
+    assert actor.statuses[-1]['seed'] == seed
+    assert f'seed {seed} (of the resumed run)' in trainer.log
+    assert trainer.stop() == 0
+    actor.statuses.clear()
+    start(seed=-1, run_dir=str(folder / 'another'))
+    actor.wait(lambda: actor.statuses and not actor.statuses[-1]['resumed'])
+    assert actor.statuses[-1]['seed'] != seed
+
+
 def test_a_q_critic_learns_from_replay_and_demonstrations_and_survives_a_kill(
     start, actor, demonstrations
 ):
@@ -338,6 +359,7 @@ def test_nothing_is_learned_from_what_was_not_executed_or_is_not_a_decision(star
         ({'checkpoint': '/etc'}, 'outside the model folders'),
         ({'run_dir': '/proc/run'}, 'cannot write run_dir'),
         ({'trust_region': 'none'}, 'trust_region'),
+        ({'seed': -2}, 'seed'),
         ({'clip': 0.0}, 'clip must be above 0'),
         ({'ema': 1.0}, 'ema must be at least 0 and below 1'),
     ],

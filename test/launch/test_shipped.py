@@ -104,6 +104,12 @@ def test_one_task_and_one_seed_reach_every_node():
     assert 'there' in server['model_dirs']
 
 
+def test_a_robot_explores_anew_at_every_start_and_a_simulation_repeats():
+    robot = planned('robot.launch.yaml', trainer='true')
+    assert {values(n)['seed'] for n in robot.values()} == {-1}
+    assert {values(n)['seed'] for n in planned('online.launch.yaml').values()} == {0}
+
+
 def test_the_simulator_alone_runs_in_real_time_and_follows_nobody():
     sim, server = (values(n) for n in planned('sim.launch.yaml').values())
     assert sim['lockstep'] is server['lockstep'] is False
