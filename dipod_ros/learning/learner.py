@@ -32,6 +32,7 @@ from dipod_ros.learning.demonstrations.dataset import Demonstrations
 from dipod_ros.learning.drift.report import executed_gap
 from dipod_ros.learning.health import check_health, elbo_gap_nats
 from dipod_ros.learning.imitation import Imitation, ImitationConfig
+from dipod_ros.learning.q_advantages import with_q_advantages
 from dipod_ros.learning.q_critic import QCritic, QCriticConfig
 from dipod_ros.learning.rollout import Rollout
 from dipod_ros.learning.seeding import torch_rng
@@ -222,7 +223,7 @@ class Learner:
         batch = self.versions.remembered(batch, rollout, self.algorithm, self._rng('path'))
         if self.q is not None:
             rng = self._rng('imagined')
-            batch = self.q.extend(batch, rollout, self.policy, self.algorithm, rng)
+            batch = with_q_advantages(self.q, batch, rollout, self.policy, self.algorithm, rng)
         begun_s = time.process_time()
         metrics |= run_epochs(
             self.algorithm,

@@ -1,35 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An off-policy critic of chunks, and what it adds to a policy-gradient update. torch, no ROS.
+"""An off-policy critic of chunks and how it is learned. torch, no ROS.
 
 Q(o, k, a) is learned from every decision so far and from demonstrations, half and half, by an
 ensemble with layer normalisation and many gradient steps per update (RLPD, arXiv 2302.02948), with
-a chunk as one action (arXiv 2507.07969). A rollout says of each state what one chunk led to, once;
-Q compares chunks that were never executed:
-
-    A_Q(o, a) = Q(o, a) - mean_j Q(o, a_j),    a_j ~ pi
-
-It joins the update in two ways. Executed decisions get the sum of both advantages, each divided by
-its root mean square. Imagined ones, own chunks in states that were visited before, stand beside
-them in the batch with A_Q alone: the policy gradient over all of the policy's actions rather than
-the executed one (Q-Prop, arXiv 1611.02247, and expected policy gradients, arXiv 1706.05374,
-estimated by samples).
+a chunk as one action (arXiv 2507.07969). What it adds to an update of the policy is in
+q_advantages.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from dipod_ros.errors import UserError
-from dipod_ros.learning.algorithms.base import (
-    Algorithm,
-    Batch,
-    UpdateStopped,
-    autocast,
-    root_mean_square,
-)
+from dipod_ros.learning.algorithms.base import UpdateStopped
 from dipod_ros.learning.critic import CLOCK_UNIT
 from dipod_ros.learning.demonstrations.dataset import Demonstrations
 from dipod_ros.learning.q_memory import (
@@ -37,7 +23,6 @@ from dipod_ros.learning.q_memory import (
     demonstrated_decisions,
     newest_decisions,
     require_sparse,
-    rollout_decisions,
     thinned,
 )
 from dipod_ros.learning.q_network import QNetwork
@@ -187,36 +172,6 @@ class QCritic:
                 loss = error.detach().mean()
         return {'q_loss': float(loss)}
 
-    def extend(
-        self,
-        batch: Batch,
-        rollout: Rollout,
-        policy: FlowPolicy,
-        algorithm: Algorithm,
-        generator: torch.Generator,
-    ) -> Batch:
-        """Return a batch whose advantages count A_Q as well, and imagined decisions after it.
-
-        `batch` holds the decisions of `rollout`, with what `algorithm` remembers of them.
-        """
-        config = self.config
-        executed = rollout_decisions(policy, rollout)
-        chunks, _ = own_chunks(policy, executed.observations, config.samples, generator)
-        baseline = self._baseline(executed.observations, executed.clock, chunks)
-        values = self.values(executed.observations, executed.clock, executed.actions)
-        advantages = _unit(batch.advantages) + config.weight * _unit(values - baseline)
-        batch = replace(batch, advantages=_unit(advantages))
-        if config.imagined == 0:
-            return batch
-        states = self.own[torch.randperm(len(self.own), generator=generator)[: config.imagined]]
-        o, clock = states.observations, states.clock
-        chunks, noise = own_chunks(policy, o, config.samples, generator)
-        advantages = self.values(o, clock, chunks[0]) - self._baseline(o, clock, chunks)
-        more = Batch(o, chunks[0], noise[0], _unit(advantages), {})
-        with autocast(algorithm.config.precision), torch.no_grad():
-            more = replace(more, memory=algorithm.remember(policy, more, generator))
-        return _join(batch, more)
-
     def state(self) -> dict[str, torch.Tensor]:
         """Return everything that changes, as tensors by name."""
         return (
@@ -245,9 +200,6 @@ class QCritic:
             rows = torch.cat([rows, more])
         return rows
 
-    def _baseline(self, o: torch.Tensor, clock: torch.Tensor, chunks: torch.Tensor) -> torch.Tensor:
-        return torch.stack([self.values(o, clock, a) for a in chunks]).mean(0)
-
 
 @torch.no_grad()
 def own_chunks(
@@ -258,15 +210,3 @@ def own_chunks(
     noise = torch.randn(samples, count, policy.spec.noise_size, generator=generator)
     chunks = [policy.sample(observations, z) for z in noise]
     return torch.stack(chunks), noise
-
-
-def _unit(advantages: torch.Tensor) -> torch.Tensor:
-    return advantages / (root_mean_square(advantages) + 1e-8)
-
-
-def _join(first: Batch, second: Batch) -> Batch:
-    names = ('observations', 'actions', 'noise', 'advantages')
-    return Batch(
-        *(torch.cat([getattr(first, n), getattr(second, n)]) for n in names),
-        {n: torch.cat([v, second.memory[n]]) for n, v in first.memory.items()},
-    )

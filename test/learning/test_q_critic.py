@@ -16,6 +16,7 @@ from dipod_ros.learning.critic import CriticConfig  # noqa: E402
 from dipod_ros.learning.demonstrations.dataset import Demonstrations  # noqa: E402
 from dipod_ros.learning.demonstrations.windows import WindowConfig, cut  # noqa: E402
 from dipod_ros.learning.learner import Learner, LearnerConfig  # noqa: E402
+from dipod_ros.learning.q_advantages import with_q_advantages  # noqa: E402
 from dipod_ros.learning.q_critic import QCritic, QCriticConfig, td_lambda_targets  # noqa: E402
 from dipod_ros.learning.q_memory import (  # noqa: E402
     demonstrated_decisions,
@@ -350,7 +351,7 @@ def test_the_batch_gets_both_advantages_and_imagined_decisions(make_policy, make
     def extended(**changes):
         learner.q.config = replace(SMALL, **changes)
         rng = torch.Generator().manual_seed(2)
-        return learner.q.extend(batch, rollout, learner.policy, learner.algorithm, rng)
+        return with_q_advantages(learner.q, batch, rollout, learner.policy, learner.algorithm, rng)
 
     more = extended()
     assert len(more) == len(rollout) + 7
