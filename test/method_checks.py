@@ -8,7 +8,8 @@ import torch
 
 from dipod_ros.learning.collapse import HealthConfig
 from dipod_ros.learning.critic import CriticConfig
-from dipod_ros.learning.learner import Learner, LearnerConfig
+from dipod_ros.learning.learner import Learner
+from dipod_ros.learning.learner_state import LearnerConfig
 
 
 def learner_config(algorithm, **options):
@@ -63,7 +64,7 @@ def assert_resumes_bit_by_bit(make_rollout, make_start, algorithm, path):
     resumed = Learner(make_start(5), settings)
     resumed.load(path)
     assert begun + run(resumed, make_rollout, 2) == rows
-    a, b = straight._snapshot(), resumed._snapshot()
+    a, b = straight.snapshot(), resumed.snapshot()
     assert a.keys() == b.keys()
     assert [k for k in a if not torch.equal(a[k], b[k])] == []
     # Adam remembers every parameter that the method moves.

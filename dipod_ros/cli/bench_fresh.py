@@ -59,7 +59,8 @@ def follow_run(
     from dipod_ros.cli.bench_distill import distance
     from dipod_ros.learning.algorithms.dipod import DipodConfig
     from dipod_ros.learning.evaluate import evaluate_policy
-    from dipod_ros.learning.learner import Learner, LearnerConfig
+    from dipod_ros.learning.learner import Learner
+    from dipod_ros.learning.learner_state import LearnerConfig
     from dipod_ros.learning.rollout import collect_episodes
     from dipod_ros.learning.seeding import numpy_rng
     from dipod_ros.learning.students.distill import DistillConfig, distill

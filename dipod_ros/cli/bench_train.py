@@ -21,7 +21,8 @@ from dipod_ros.cli.bench_measure import Options, no_garbage_collection, spread
 from dipod_ros.errors import UserError
 from dipod_ros.learning.algorithms.base import Batch, run_epochs
 from dipod_ros.learning.algorithms.dipod import DipodConfig
-from dipod_ros.learning.learner import Learner, LearnerConfig
+from dipod_ros.learning.learner import Learner
+from dipod_ros.learning.learner_state import LearnerConfig
 from dipod_ros.learning.rollout import Rollout, collect_episodes
 from dipod_ros.learning.seeding import numpy_rng, torch_rng
 from dipod_ros.learning.vision import see_with

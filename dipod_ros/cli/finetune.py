@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     from dipod_ros.learning.algorithms.self_distillation import InterleavedConfig
     from dipod_ros.learning.evaluate import evaluate_policy
     from dipod_ros.learning.imitation import imitation_config
-    from dipod_ros.learning.learner import LearnerConfig
+    from dipod_ros.learning.learner_state import LearnerConfig
     from dipod_ros.learning.q_critic import QCriticConfig
     from dipod_ros.learning.rollout import collect_episodes
     from dipod_ros.learning.run import RunConfig, TrainingRun, read_metrics

@@ -27,7 +27,8 @@ import torch
 from dipod_ros.errors import UserError
 from dipod_ros.learning import parallel
 from dipod_ros.learning.imitation import load_demonstrations
-from dipod_ros.learning.learner import Learner, LearnerConfig
+from dipod_ros.learning.learner import Learner
+from dipod_ros.learning.learner_state import LearnerConfig
 from dipod_ros.learning.rollout import Rollout
 from dipod_ros.learning.state_io import load_state
 from dipod_ros.learning.students.distill import DistillConfig, distill

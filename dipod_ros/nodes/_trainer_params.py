@@ -112,7 +112,7 @@ def open_run(p: TrainerParams) -> TrainingRun:
     from dipod_ros.learning.algorithms.self_distillation import InterleavedConfig
     from dipod_ros.learning.critic import CriticConfig
     from dipod_ros.learning.imitation import imitation_config
-    from dipod_ros.learning.learner import LearnerConfig
+    from dipod_ros.learning.learner_state import LearnerConfig
     from dipod_ros.learning.q_critic import QCriticConfig
     from dipod_ros.learning.run import RunConfig, TrainingRun
     from dipod_ros.learning.run_seed import seed_of_run

@@ -13,7 +13,8 @@ from dipod_ros.learning import parallel
 from dipod_ros.learning.algorithms.self_distillation import InterleavedConfig
 from dipod_ros.learning.collapse import HealthConfig
 from dipod_ros.learning.critic import CriticConfig
-from dipod_ros.learning.learner import Learner, LearnerConfig
+from dipod_ros.learning.learner import Learner
+from dipod_ros.learning.learner_state import LearnerConfig
 from dipod_ros.learning.q_critic import QCriticConfig
 from dipod_ros.learning.rollout import Rollout
 from dipod_ros.policy.flow import load_policy

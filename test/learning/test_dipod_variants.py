@@ -24,7 +24,8 @@ from dipod_ros.learning.algorithms.self_distillation import (  # noqa: E402
 from dipod_ros.learning.collapse import HealthConfig  # noqa: E402
 from dipod_ros.learning.critic import CriticConfig  # noqa: E402
 from dipod_ros.learning.health import elbo_gap_nats  # noqa: E402
-from dipod_ros.learning.learner import Learner, LearnerConfig  # noqa: E402
+from dipod_ros.learning.learner import Learner  # noqa: E402
+from dipod_ros.learning.learner_state import LearnerConfig  # noqa: E402
 from dipod_ros.learning.q_critic import QCriticConfig  # noqa: E402
 from dipod_ros.policy.path import PathSamples, cfm_loss  # noqa: E402
 from dipod_ros.policy.spec import SamplerSpec  # noqa: E402

@@ -12,7 +12,7 @@ torch = pytest.importorskip('torch')
 from dipod_ros.errors import UserError  # noqa: E402
 from dipod_ros.learning.algorithms.dipod import DipodConfig  # noqa: E402
 from dipod_ros.learning.critic import CriticConfig  # noqa: E402
-from dipod_ros.learning.learner import LearnerConfig  # noqa: E402
+from dipod_ros.learning.learner_state import LearnerConfig  # noqa: E402
 from dipod_ros.learning.run import RunConfig, TrainingRun  # noqa: E402
 from dipod_ros.learning.students.fresh_student import FreshConfig, FreshStudent  # noqa: E402
 from dipod_ros.policy import checkpoint as ckpt  # noqa: E402

@@ -19,7 +19,8 @@ from dipod_ros.learning.imitation import (  # noqa: E402
     imitation_config,
     load_demonstrations,
 )
-from dipod_ros.learning.learner import Learner, LearnerConfig  # noqa: E402
+from dipod_ros.learning.learner import Learner  # noqa: E402
+from dipod_ros.learning.learner_state import LearnerConfig  # noqa: E402
 from dipod_ros.learning.seeding import torch_rng  # noqa: E402
 from dipod_ros.policy.path import draw_path_samples  # noqa: E402
 
@@ -166,7 +167,7 @@ def test_a_resumed_run_goes_on_bit_by_bit(
     resumed = Learner(make_policy(seed=5), config, shown)
     resumed.load(tmp_path / 'state')
     run(resumed, 2)
-    first, second = straight._snapshot(), resumed._snapshot()
+    first, second = straight.snapshot(), resumed.snapshot()
     assert first.keys() == second.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
     assert any(name.startswith('imitation.') for name in first) == (own > 0)

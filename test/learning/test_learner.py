@@ -12,7 +12,8 @@ from dipod_ros.errors import UserError  # noqa: E402
 from dipod_ros.learning.algorithms.dipod import DipodConfig  # noqa: E402
 from dipod_ros.learning.collapse import HealthConfig  # noqa: E402
 from dipod_ros.learning.critic import CriticConfig  # noqa: E402
-from dipod_ros.learning.learner import Learner, LearnerConfig  # noqa: E402
+from dipod_ros.learning.learner import Learner  # noqa: E402
+from dipod_ros.learning.learner_state import LearnerConfig  # noqa: E402
 from dipod_ros.learning.state_io import load_state, save_state  # noqa: E402
 from dipod_ros.policy.spec import SamplerSpec  # noqa: E402
 
@@ -28,7 +29,7 @@ RUINOUS = replace(QUICK, algorithm=replace(QUICK.algorithm, learning_rate=5.0, m
 
 def states(learner):
     """Return every tensor that decides the future of a learner."""
-    tensors = learner._snapshot()
+    tensors = learner.snapshot()
     for version in learner.versions.numbers:
         for name, value in learner.behaviour(version).weights().items():
             tensors[f'recent.{version}.{name}'] = torch.from_numpy(value)
@@ -125,12 +126,12 @@ def test_each_update_makes_the_next_version(make_policy, make_rollout, assert_sa
 
 def test_the_first_updates_teach_the_critic_alone(make_policy, make_rollout, assert_same_weights):
     learner = Learner(make_policy(), replace(QUICK, critic_warmup_updates=2))
-    critic = learner._snapshot()['critic.layers.0.weight'].clone()
+    critic = learner.snapshot()['critic.layers.0.weight'].clone()
     rows = run(learner, make_rollout, 2)
     assert [r['version'] for r in rows] == [0, 0]
     assert 'policy_loss' not in rows[0]
     assert_same_weights(learner.policy, make_policy())
-    assert not torch.equal(learner._snapshot()['critic.layers.0.weight'], critic)
+    assert not torch.equal(learner.snapshot()['critic.layers.0.weight'], critic)
     assert run(learner, make_rollout, 1)[0]['version'] == 1
 
 
@@ -138,7 +139,7 @@ def test_after_a_collapse_the_policy_is_the_one_before(
     make_policy, make_rollout, assert_same_weights
 ):
     learner = Learner(make_policy(), RUINOUS)
-    before = learner._snapshot()
+    before = learner.snapshot()
     row = run(learner, make_rollout, 1)[0]
     assert row['collapsed'] == 1 and row['alarms'] == 1
     assert row['version'] == learner.version == 0 and row['updates'] == 1
@@ -147,7 +148,7 @@ def test_after_a_collapse_the_policy_is_the_one_before(
     assert learner.algorithm.config.learning_rate == 2.5 and learner.algorithm.config.epochs == 2
     assert [g['lr'] for g in learner.optimizer.param_groups] == [2.5]
     # The optimiser has forgotten the bad step too; the critic keeps what it learned.
-    after = learner._snapshot()
+    after = learner.snapshot()
     assert {k for k in after if k.startswith('policy_adam')} == {
         k for k in before if k.startswith('policy_adam')
     }
@@ -183,7 +184,7 @@ def test_a_narrow_policy_that_lost_its_return_gives_way_to_the_last_wide_one(
 ):
     learner = Learner(make_policy(), replace(QUICK, max_lag=9))
     learn_from(learner, make_rollout, WIDE, *SEVEN)
-    wide = learner._snapshot()
+    wide = learner.snapshot()
     assert learn_from(learner, make_rollout, NARROW, 1.2, 1.3)['version'] == 9
     narrow = learner.behaviour(9)
     row = learn_from(learner, make_rollout, NARROW, -9.0)
@@ -193,8 +194,8 @@ def test_a_narrow_policy_that_lost_its_return_gives_way_to_the_last_wide_one(
     assert_same_weights(learner.behaviour(9), narrow)  # its decisions are still on their way
     assert learner.algorithm.config.epochs == 2
     # The rollout that the wide version was last judged by counts, what came after it does not.
-    assert learner._returns == pytest.approx([*SEVEN, 1.2])
-    after = learner._snapshot()
+    assert learner.returns == pytest.approx([*SEVEN, 1.2])
+    after = learner.snapshot()
     same = [k for k in wide if k.startswith('policy')]
     assert all(torch.equal(after[k], wide[k]) for k in same)
     # And it may become narrow again.
@@ -248,7 +249,7 @@ def test_a_state_without_returns_begins_to_count_anew(make_policy, make_rollout,
     save_state(tmp_path / 'state', tensors, info)
     resumed = Learner(make_policy(), QUICK)
     resumed.load(tmp_path / 'state')
-    assert resumed._returns == [] and resumed.updates == 2
+    assert resumed.returns == [] and resumed.updates == 2
 
 
 def test_weights_that_are_not_a_number_are_a_collapse(
@@ -268,13 +269,13 @@ def test_a_rollout_that_is_not_finite_is_refused_and_nothing_happens(
 ):
     """A NaN in the critic would stay there for ever."""
     learner = Learner(make_policy(), QUICK)
-    before = learner._snapshot()
+    before = learner.snapshot()
     rollout = make_rollout(make_policy())
     values = getattr(rollout, name).copy()
     values.flat[5] = value
     with pytest.raises(UserError, match=name):
         learner.update(replace(rollout, **{name: values}))
-    assert all(torch.equal(before[k], v) for k, v in learner._snapshot().items())
+    assert all(torch.equal(before[k], v) for k, v in learner.snapshot().items())
     assert learner.updates == 0
 
 
@@ -324,12 +325,12 @@ def test_decisions_of_unknown_versions_are_refused_and_nothing_happens(
 ):
     learner = Learner(make_policy(), QUICK)
     run(learner, make_rollout, 3)
-    before, twin = learner._snapshot(), learner.updates
+    before, twin = learner.snapshot(), learner.updates
     rollout = make_rollout(make_policy())
     for versions in ([0], [3, 7], [-1, 3]):
         with pytest.raises(UserError, match='versions'):
             learner.update(with_versions(rollout, versions))
-    after = learner._snapshot()
+    after = learner.snapshot()
     assert all(torch.equal(before[k], after[k]) for k in before)
     assert learner.updates == twin and learner.version == 3
 

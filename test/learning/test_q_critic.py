@@ -15,7 +15,8 @@ from dipod_ros.learning.collapse import HealthConfig  # noqa: E402
 from dipod_ros.learning.critic import CriticConfig  # noqa: E402
 from dipod_ros.learning.demonstrations.dataset import Demonstrations  # noqa: E402
 from dipod_ros.learning.demonstrations.windows import WindowConfig, cut  # noqa: E402
-from dipod_ros.learning.learner import Learner, LearnerConfig  # noqa: E402
+from dipod_ros.learning.learner import Learner  # noqa: E402
+from dipod_ros.learning.learner_state import LearnerConfig  # noqa: E402
 from dipod_ros.learning.q_advantages import with_q_advantages  # noqa: E402
 from dipod_ros.learning.q_critic import QCritic, QCriticConfig, td_lambda_targets  # noqa: E402
 from dipod_ros.learning.q_memory import (  # noqa: E402
@@ -284,10 +285,10 @@ def test_rewards_that_demonstrations_do_not_have_are_refused_and_nothing_happens
     learner = Learner(make_policy(), QUICK, [make_demonstrations()])
     dense = make_rollout(learner.policy)
     assert dense.rewards[~dense.last].any()
-    before = learner._snapshot()
+    before = learner.snapshot()
     with pytest.raises(UserError, match='give the Q critic no demonstrations'):
         learner.update(dense)
-    after = learner._snapshot()
+    after = learner.snapshot()
     assert after.keys() == before.keys() and all(torch.equal(after[k], before[k]) for k in after)
     learner.update(sparse(dense))
     Learner(make_policy(), QUICK).update(dense)  # without demonstrations any reward will do
@@ -391,7 +392,7 @@ def test_a_resumed_run_goes_on_bit_by_bit(
     resumed = Learner(make_policy(seed=5), QUICK, demonstrations)
     resumed.load(tmp_path / 'state')
     assert run(resumed, 2) == rows[2:]
-    a, b = straight._snapshot(), resumed._snapshot()
+    a, b = straight.snapshot(), resumed.snapshot()
     assert a.keys() == b.keys() and any(name.startswith('q_memory.') for name in a)
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
     assert len(resumed.q.own) == 4 * 64
@@ -414,7 +415,7 @@ def test_an_update_stopped_while_q_is_fitted_has_not_happened(make_policy, make_
     for learner in (stopped, straight):
         learner.update(make_rollout(learner.policy))
     rollout = make_rollout(stopped.policy, seed=1)
-    before = stopped._snapshot()
+    before = stopped.snapshot()
     asked = []
 
     def after_one_round():
@@ -424,7 +425,7 @@ def test_an_update_stopped_while_q_is_fitted_has_not_happened(make_policy, make_
     with pytest.raises(UpdateStopped):
         stopped.update(rollout, after_one_round)
     assert not torch.equal(*asked)  # it was in the middle of it
-    after = stopped._snapshot()
+    after = stopped.snapshot()
     assert after.keys() == before.keys() and all(torch.equal(after[k], before[k]) for k in after)
     assert (stopped.updates, stopped.version, len(stopped.q.own)) == (1, 0, 64)
     assert stopped.update(rollout) == straight.update(rollout)

@@ -15,7 +15,7 @@ from dipod_ros.learning.algorithms.base import UpdateStopped  # noqa: E402
 from dipod_ros.learning.algorithms.dipod import DipodConfig  # noqa: E402
 from dipod_ros.learning.collapse import HealthConfig  # noqa: E402
 from dipod_ros.learning.critic import CriticConfig  # noqa: E402
-from dipod_ros.learning.learner import LearnerConfig  # noqa: E402
+from dipod_ros.learning.learner_state import LearnerConfig  # noqa: E402
 from dipod_ros.learning.run import RunConfig, TrainingRun, read_metrics  # noqa: E402
 from dipod_ros.learning.students.distill import DistillConfig  # noqa: E402
 from dipod_ros.policy import checkpoint as ckpt  # noqa: E402
@@ -148,9 +148,9 @@ def test_going_back_to_wider_actions_is_a_checkpoint(open_run, improve, tmp_path
     run = open_run()
     improve(run, 2)
     learner = run.learner
-    wide = learner._snapshot()
+    wide = learner.snapshot()
     improve(run)
-    learner._wide, learner._returns = wide, [9.0] * 10
+    learner.wide, learner.returns = wide, [9.0] * 10
     learner.config = replace(
         learner.config, health=HealthConfig(min_action_std_ratio=9.0, return_updates=1)
     )

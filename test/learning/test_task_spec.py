@@ -12,7 +12,8 @@ pytest.importorskip('mujoco')
 from dipod_ros.learning.algorithms.dipod import DipodConfig  # noqa: E402
 from dipod_ros.learning.critic import CriticConfig  # noqa: E402
 from dipod_ros.learning.evaluate import evaluate_policy  # noqa: E402
-from dipod_ros.learning.learner import Learner, LearnerConfig  # noqa: E402
+from dipod_ros.learning.learner import Learner  # noqa: E402
+from dipod_ros.learning.learner_state import LearnerConfig  # noqa: E402
 from dipod_ros.learning.rollout import collect_episodes  # noqa: E402
 from dipod_ros.learning.task_spec import spec_for  # noqa: E402
 from dipod_ros.policy.flow import FlowPolicy  # noqa: E402

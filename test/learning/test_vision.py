@@ -19,7 +19,7 @@ from dipod_ros.learning.algorithms.gaussian_ppo import GaussianPpoConfig  # noqa
 from dipod_ros.learning.algorithms.reinflow import ReinFlowConfig  # noqa: E402
 from dipod_ros.learning.demonstrations import dataset  # noqa: E402
 from dipod_ros.learning.demonstrations.dataset import Demonstrations, require_space  # noqa: E402
-from dipod_ros.learning.learner import LearnerConfig  # noqa: E402
+from dipod_ros.learning.learner_state import LearnerConfig  # noqa: E402
 from dipod_ros.learning.locating import LocateConfig, locate  # noqa: E402
 from dipod_ros.learning.pretrain import PretrainConfig, pretrain  # noqa: E402
 from dipod_ros.learning.run import RunConfig, TrainingRun  # noqa: E402

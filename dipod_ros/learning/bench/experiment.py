@@ -48,7 +48,8 @@ from dipod_ros.learning.bench.regimes import REGIMES, TASKS
 from dipod_ros.learning.collapse import HealthConfig, first_alarm
 from dipod_ros.learning.critic import CriticConfig
 from dipod_ros.learning.imitation import ImitationConfig
-from dipod_ros.learning.learner import Learner, LearnerConfig
+from dipod_ros.learning.learner import Learner
+from dipod_ros.learning.learner_state import LearnerConfig
 from dipod_ros.learning.q_critic import QCriticConfig
 from dipod_ros.learning.rollout import Rollout, collect_episodes
 from dipod_ros.learning.seeding import numpy_rng
