@@ -104,6 +104,8 @@ class LockstepLoop(Loop):
                 self._answered = sample
                 return self._answer, sample.received_s
             fresh = self._restart
+            if not self._may_begin(sample, fresh):
+                return None
             self._advance(sample, fresh)
             policy = self.agent.policy
             stopped = self.safety.estop.latched
@@ -132,6 +134,12 @@ class LockstepLoop(Loop):
             self.notices.clear('waiting', 'the world is there again')
             self._answer = self._command(sample.stamp_ns, due)
             return self._answer, sample.received_s
+
+    def _may_begin(self, sample: Sample, fresh: bool) -> bool:
+        """Tell whether the command may go on with an observation, or begin at it if it has to."""
+        key = self._answered_key
+        begins = fresh or self.timeline.plan is None or (key and sample.stamp_ns < key[0])
+        return not begins or self.start_place.allows(sample.values)
 
     def _advance(self, sample: Sample, fresh: bool) -> None:
         """Bring the timeline to the time of an observation."""

@@ -26,6 +26,7 @@ from dipod_ros.serving.notices import Notices
 from dipod_ros.serving.observation import ObservationBuffer, Sample, Snapshot
 from dipod_ros.serving.safety import FAULT, RESYNC, SafetyFilter
 from dipod_ros.serving.seam import Ensemble, Guidance, guidance
+from dipod_ros.serving.start_place import StartPlace
 from dipod_ros.serving.timeline import ChunkTimeline, Plan
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ class Loop:
         self.clock = clock
         ensemble = Ensemble(config.ensemble_decay) if config.seam == 'ensemble' else None
         self.timeline = ChunkTimeline(safety, ensemble)
+        self.start_place = StartPlace(safety.limits, notices)
         self.wake = threading.Condition()
         self.tick = 0  # control periods committed so far
         self.decision_latency = LatencyWindow(warmup=LATENCY_WARM_UP)
@@ -165,19 +167,31 @@ class Loop:
         sample = self.joint_sample()
         return 0 if sample is None else sample.stamp_ns
 
-    def _resync_if_apart(self, position: np.ndarray) -> None:
+    def _begin_at(self, position: np.ndarray) -> bool:
+        """Put the command at rest where the arm is; False where it must not begin."""
+        if not self.start_place.allows(position):
+            return False
+        self.timeline.reset(position, self.tick)
+        return True
+
+    def _resync_if_apart(self, position: np.ndarray) -> bool:
+        """Begin where the arm is, if that is elsewhere; False where it must not begin."""
         plan = self.timeline.plan
         if np.any(np.abs(plan.point(self.tick) - plan.point(self.tick - 1)) > TOLERANCE_RAD):
-            return  # it still moves: a command that jumps would break the limits
+            return True  # it still moves: a command that jumps would break the limits
         apart = float(np.max(np.abs(position - self.timeline.command(self.tick))))
-        if apart > self.config.resync_rad:
-            self.safety.count(RESYNC)
-            self.notices.event(
-                f'the arm is {apart:.2f} rad away from where it was told to stand: '
-                'starting again from where it is'
-            )
-            self._ramp_due = True
-            self.timeline.reset(position, self.tick)
+        if apart <= self.config.resync_rad:
+            self.start_place.leave()
+            return True
+        if not self._begin_at(position):
+            return False
+        self.safety.count(RESYNC)
+        self.notices.event(
+            f'the arm is {apart:.2f} rad away from where it was told to stand: '
+            'starting again from where it is'
+        )
+        self._ramp_due = True
+        return True
 
     def _guidance(self, policy: LoadedPolicy, chunk_start: int, expected: int) -> Guidance | None:
         """Return what a chunk that answers tick `chunk_start` shall continue.

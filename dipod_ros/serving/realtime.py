@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections import deque
 
+import numpy as np
+
 from dipod_ros.serving.decisions import Outcome
 from dipod_ros.serving.forecast import TrackingLag, roll_forward
 from dipod_ros.serving.loop import Command, Decided, Loop
@@ -218,10 +220,8 @@ class RealTimeLoop(Loop):
             if policy is not before and policy.layout.problems(self.buffer):
                 return None  # a policy that just took over needs a stream that is on its way
             sample = self.joint_sample()
-            if self.timeline.plan is None:
-                self.timeline.reset(sample.values, self.tick)
-            elif self._held and self._stands():
-                self._resync_if_apart(sample.values)
+            if not self._synchronise(sample.values):
+                return None
             generation, seen = self._generation, self._observed_tick(sample)
             expected = self._expected_tick()
             asked = expected if self.config.forecast else seen
@@ -269,6 +269,12 @@ class RealTimeLoop(Loop):
             self._streams.world_was_reset(outcome.stamp_ns)
             self._step = 0
         self._outcome = outcome
+
+    def _synchronise(self, position: np.ndarray) -> bool:
+        """See to it that the command is where the arm is; False where it must not begin."""
+        if self.timeline.plan is None:
+            return self._begin_at(position)
+        return not (self._held and self._stands()) or self._resync_if_apart(position)
 
     def _stands(self) -> bool:
         """Tell whether the command has stood for so long that the arm must be there."""

@@ -467,6 +467,21 @@ def test_in_real_time_faults_of_the_robot_are_named_hold_the_arm_and_pass(start)
     assert np.all(np.abs(np.diff(speed, axis=0)) <= LIMITS.acceleration * PERIOD_S + 1e-9)
 
 
+@pytest.mark.parametrize('interface', ['position', 'trajectory'])
+def test_an_arm_outside_its_limits_is_not_moved_and_the_joint_is_named(start, interface):
+    robot, _ = start(interface=interface)
+    world = RealTimeRobot(robot)
+    world.position = START + [0.0, LIMITS.upper[1] - START[1] + 0.3, 0.0]
+    text = f'joint {JOINTS[1]} at {world.position[1]:.3f} is outside {LIMITS.upper[1]:.3f}'
+    assert world.live(TIMEOUT_S, until=lambda: streams_say(robot, text))
+    assert robot.commands == [] and robot.trajectories == []
+    world.position = START.copy()
+    heard = robot.commands if interface == 'position' else robot.trajectories
+    assert world.live(TIMEOUT_S, until=lambda: len(heard) > 3)
+    first = heard[0][0] if interface == 'position' else heard[0].positions[0]
+    np.testing.assert_allclose(first, START, atol=0.01)
+
+
 def test_a_robot_whose_joints_have_other_names_is_told_which(start):
     robot, _ = start(robot_joints=('j1', 'j2', 'j3'))
     world = RealTimeRobot(robot)
