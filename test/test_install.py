@@ -134,6 +134,9 @@ def test_colcon_build_finds_its_files(checkout, tmp_path, elsewhere, options):
     prefix = workspace / 'install/dipod_ros'
     for name in ('policy_server', 'trainer', 'mujoco_sim', 'dipod'):
         assert os.access(prefix / 'lib/dipod_ros' / name, os.X_OK), name
+        # The README relies on it: who builds in an environment gets nodes that run in it.
+        script = (prefix / 'lib/dipod_ros' / name).read_text()
+        assert script.startswith(f'#!{sys.executable}\n')
     assert (prefix / 'share/ament_index/resource_index/packages/dipod_ros').is_file()
     for name in SHARED:
         assert (prefix / 'share/dipod_ros' / name).is_file(), name

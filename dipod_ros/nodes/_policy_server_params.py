@@ -143,7 +143,9 @@ class PolicyServerParams:
     engine: str = param('auto', 'what runs the policy', choices=ENGINES)
     threads: int = param(1, 'threads of the engine', low=1, high=256)
     precision: str = param(
-        'fp32', 'what the network computes in; CPU engines: fp32', choices=PRECISIONS
+        'fp32',
+        'what the network computes in; on CPUs fp32, openvino also bf16',
+        choices=PRECISIONS,
     )
     cpu_affinity: tuple[int, ...] = param(
         (), 'cores that the process may use; empty leaves that to the operating system'

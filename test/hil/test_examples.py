@@ -4,6 +4,7 @@
 The arm is a simulated one without a task of its own: it never resets itself, as no arm does.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -164,6 +165,29 @@ def test_the_tip_publisher_knows_where_the_tip_is(arm, tmp_path):
 
     for theirs, ours in person.wait(lambda: len(pairs()) > 5 and pairs()):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_ask_stands_in_for_the_command_ros2(arm, tmp_path):
+    _, start = arm
+    limits = load_robot('arm7').limits
+    start(lambda: Server(tmp_path, limits, checkpoint='reach_student', autostart=False))
+
+    def ask(*words):
+        done = subprocess.run(
+            [sys.executable, str(EXAMPLES / 'ask.py'), *words], capture_output=True, text=True
+        )
+        return done.returncode, done.stdout.strip() or done.stderr.strip()
+
+    assert ask('state', 'policy_server', 'configure') == (0, 'ok')
+    assert ask('state', 'policy_server', 'activate') == (0, 'ok')
+    assert ask('param', 'policy_server', 'checkpoint', 'reach_flow') == (0, 'ok')
+    code, reason = ask('param', 'policy_server', 'checkpoint', 'nowhere')
+    assert code == 1 and 'no checkpoint' in reason
+    assert ask('call', 'mujoco_sim/set_pause', 'true') == (0, 'paused')
+    assert ask('call', 'policy_server/estop')[0] == 0
+    assert json.loads(ask('echo', 'policy_server/status')[1])['estop'] is True
+    code, usage = ask('call')
+    assert code == 1 and 'ask.py call' in usage
 
 
 def test_the_test_of_a_policy_passes_where_its_reader_runs_it(tmp_path):
