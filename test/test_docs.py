@@ -33,7 +33,7 @@ def test_the_recorder_is_documented_as_it_is():
     assert [f for f in fields if f'`{f}`' not in text] == []
 
 
-PAGES = ['README.md', *(f'docs/{p.name}' for p in ROOT.glob('docs/*.md'))]
+PAGES = ['README.md', 'docs/results/README.md', *(f'docs/{p.name}' for p in ROOT.glob('docs/*.md'))]
 
 
 @pytest.mark.parametrize('page', PAGES)
