@@ -16,6 +16,7 @@ from std_msgs.msg import Float64MultiArray
 from dipod_ros.errors import UserError
 from dipod_ros.nodes._policy_server_params import PolicyServerParams
 from dipod_ros.policy.limits import JointLimits
+from dipod_ros.policy.ros_names import require_topic
 from dipod_ros.ros import messages, qos
 from dipod_ros.ros.scheduling import sharpen_sleep
 from dipod_ros.serving import setpoints
@@ -36,6 +37,7 @@ def is_streamed(p: PolicyServerParams) -> bool:
 
 def check_output(p: PolicyServerParams) -> None:
     """Raise UserError when the parameters of the output do not go together."""
+    require_topic(p.controller, 'controller')
     setpoints.check_rate(p.command_rate_hz, p.control_period_s)
     if p.interface in ('velocity', 'effort') and p.lockstep:
         raise UserError(

@@ -214,7 +214,9 @@ class PolicyServerParams:
         low=-1,
     )
     actor: str = param(
-        '', "name in the replay records; empty is the node's full name and an id of this run"
+        '',
+        "name in the replay records, with an id of each configure behind it; empty is the node's "
+        'full name',
     )
     watchdog_s: float = param(
         0.5, 'a decision that takes longer is reported; the arm brakes when its chunk ends',

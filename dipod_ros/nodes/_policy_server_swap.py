@@ -17,6 +17,7 @@ from dipod_ros.errors import UserError
 from dipod_ros.nodes._policy_server_params import PolicyServerParams
 from dipod_ros.nodes._policy_server_shadow import ShadowOutput
 from dipod_ros.policy.limits import JointLimits
+from dipod_ros.policy.ros_names import require_topic
 from dipod_ros.policy.spec import Stream
 from dipod_ros.ros import qos
 from dipod_ros.serving.agent import Agent
@@ -60,8 +61,7 @@ class CheckpointRequests:
             p.promotion_clamp_share,
             p.promotion_latency_s,
         )
-        self._looked: Decided | None = None
-        self._alarm = SwapAlarm(AlarmConfig(p.alarm_window, p.alarm_clamp_rad, p.alarm_clamp_share))
+        self._alarm_config = AlarmConfig(p.alarm_window, p.alarm_clamp_rad, p.alarm_clamp_share)
         self._announced: tuple[str, str] | None = None  # path and sha256, the newest
         self._rejected = Rejected()
         self._shadow_output = ShadowOutput(node)
@@ -69,6 +69,7 @@ class CheckpointRequests:
         self.shadow: Shadow | None = None
         self.succession: Succession | None = None  # while configured
         topic = node.get_parameter('trainer_topic').value
+        require_topic(topic, 'trainer_topic')
         node.create_subscription(String, topic, self._on_announcement, qos.LATCHED)
         node.add_on_set_parameters_callback(self._check)
         # Humble has no callback after the fact: there the check is the last moment to act.
@@ -84,6 +85,9 @@ class CheckpointRequests:
         self, agent: Callable[[], Agent], listen: Callable[[tuple[Stream, ...]], None]
     ) -> None:
         """Accept requests: `agent` returns who acts, `listen` connects a policy's streams."""
+        self._looked: Decided | None = None
+        # The first policy is no swap, whatever acted before a cleanup.
+        self._alarm = SwapAlarm(self._alarm_config)
         self.swap = HotSwap(self._loader.build, time.monotonic, self._on_swap)
         self.shadow = Shadow(
             self._loader.build,

@@ -9,6 +9,7 @@ from pathlib import Path
 from dipod_ros.errors import UserError
 from dipod_ros.policy.checkpoint import MANIFEST_FILE, read_manifest, resolve
 from dipod_ros.policy.limits import JointLimits
+from dipod_ros.policy.ros_names import require_topic
 from dipod_ros.policy.spec import PolicySpec
 from dipod_ros.policy.spec_file import SUFFIXES, read_spec_file
 from dipod_ros.resources import share_dir
@@ -100,9 +101,11 @@ class RecorderParams:
         if self.command_source == 'measured':
             return ''
         if self.command_topic:
+            require_topic(self.command_topic, 'command_topic')
             return self.command_topic
         if self.command_source == 'joint_state':
             raise UserError('command_source joint_state: say where it is heard, command_topic')
+        require_topic(self.controller, 'controller')
         topic = {'commands': 'commands', 'trajectory': 'joint_trajectory'}[self.command_source]
         return f'{self.controller}/{topic}'
 

@@ -8,16 +8,14 @@ the callback that completes an observation answers it.
 
 from __future__ import annotations
 
-import functools
 import gc
 import json
 import threading
 import time
-import traceback
 import uuid
 from pathlib import Path
 
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from std_msgs.msg import String
 
 from dipod_ros.errors import UserError
@@ -38,6 +36,7 @@ from dipod_ros.policy.spec import Stream
 from dipod_ros.resources import share_dir
 from dipod_ros.ros import qos
 from dipod_ros.ros.diagnostics import Diagnostics, Report
+from dipod_ros.ros.lifecycle import OK, ManagedNode, transition
 from dipod_ros.ros.params import declare
 from dipod_ros.ros.runtime import run_node
 from dipod_ros.ros.scheduling import RealTimePriority, use_cores
@@ -54,32 +53,8 @@ from dipod_ros.serving.realtime import RealTimeLoop
 from dipod_ros.serving.safety import SafetyFilter
 from dipod_ros.serving.speed import SpeedConfig
 
-OK, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
-
-def _transition(callback):
-    """Report what a transition raises: rclpy swallows it."""
-
-    @functools.wraps(callback)
-    def wrapper(self: PolicyServer, state: LifecycleState) -> TransitionCallbackReturn:
-        try:
-            result = callback(self, state)
-            self._error = ''
-        except UserError as error:
-            self._error = str(error)
-            self.get_logger().error(self._error)
-            result = FAILURE
-        except Exception as error:
-            self._error = f'{type(error).__name__}: {error}'
-            self.get_logger().error(f'{callback.__name__} failed: {traceback.format_exc()}')
-            result = TransitionCallbackReturn.ERROR
-        self._publish_status()
-        return result
-
-    return wrapper
-
-
-class PolicyServer(LifecycleNode):
+class PolicyServer(ManagedNode):
     """Acts with a checkpoint; see docs/policy_server.md for topics, services and states."""
 
     def __init__(self) -> None:
@@ -110,10 +85,11 @@ class PolicyServer(LifecycleNode):
             self.get_logger().warning(unbound)
         self._priority = RealTimePriority(p.realtime_priority, self.get_logger().warning)
         self._noise = NoiseSource(p.noise, p.seed)
-        self._actor = p.actor or f'{self.get_fully_qualified_name()}-{uuid.uuid4().hex[:8]}'
-        self._state, self._error = 'unconfigured', ''
+        self._actor = p.actor or self.get_fully_qualified_name()
+        self._state = 'unconfigured'
         self._status_lock = threading.Lock()
         self._agent: Agent | None = None
+        self._input: SensorInput | None = None
         self._output: CommandOutput | StreamOutput | None = None
         self._loop: Loop | None = None
         self._threads: ServerThreads | InlineDecisions | None = None
@@ -139,15 +115,25 @@ class PolicyServer(LifecycleNode):
     def _start(self) -> None:
         for trigger in (self.trigger_configure, self.trigger_activate):
             if trigger() != OK:
-                raise UserError(self._error)
+                raise UserError(self.error)
 
-    @_transition
+    @transition
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load, build, warm up and check the policy; connect topics. Commands nothing."""
+        try:
+            self._configure()
+        except Exception:
+            self._release('unconfigured')  # what there is of it by now
+            raise
+        return super().on_configure(state)
+
+    def _configure(self) -> None:
         p = self.params
         policy = self._loader.build(self._loader.validate(self.get_parameter('checkpoint').value))
         self._requests.open(lambda: self._agent, self._listen)
-        self._agent = Agent(policy, self._noise, self._actor, self._requests.swap)
+        # Decisions are numbered from 0 again: by another name they are none that were seen before.
+        name = f'{self._actor}-{uuid.uuid4().hex[:8]}'
+        self._agent = Agent(policy, self._noise, name, self._requests.swap)
         self._buffer = ObservationBuffer(time.monotonic)
         self._input = SensorInput(
             self, self._buffer, p.joints, p.lockstep, self._on_sample, self._on_outcome
@@ -167,9 +153,8 @@ class PolicyServer(LifecycleNode):
             f'{policy.manifest.spec.sampler}) on {info.name} {info.version} ({engines.reason})'
         )
         self._requests.resume()
-        return super().on_configure(state)
 
-    @_transition
+    @transition
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Begin to act."""
         result = super().on_activate(state)
@@ -201,32 +186,29 @@ class PolicyServer(LifecycleNode):
         self.get_logger().info(f'active: acting {where} on {self._output.topic}')
         return result
 
-    @_transition
+    @transition
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Bring the arm to rest, then command nothing more."""
         self._halt()
         self._state = 'inactive'
         return super().on_deactivate(state)
 
-    @_transition
+    @transition
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Forget the policy and disconnect."""
-        self._release()
-        self._state = 'unconfigured'
+        self._release('unconfigured')
         return super().on_cleanup(state)
 
-    @_transition
+    @transition
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Bring the arm to rest and disconnect."""
-        self._release()
-        self._state = 'finalized'
+        self._release('finalized')
         return super().on_shutdown(state)
 
-    @_transition
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Come to rest in the unconfigured state after a failed transition."""
-        self._release()
-        self._state = 'unconfigured'
+        """Come to rest in the unconfigured state after a failed transition; `error` says why."""
+        self._release('unconfigured')
+        self.after_transition()
         return OK
 
     def _halt(self) -> None:
@@ -234,13 +216,18 @@ class PolicyServer(LifecycleNode):
             self.get_logger().error('a thread of the server did not end in time')
         self._threads = self._loop = None
 
-    def _release(self) -> None:
+    def _release(self, state: str) -> None:
         self._halt()
         self._requests.close()
-        if self._agent is not None:
-            self._input.close()
-            self._output.close()
-        self._agent = None
+        for part in (self._input, self._output):
+            if part is not None:
+                part.close()
+        self._input = self._output = self._agent = None
+        self._state = state
+
+    def after_transition(self) -> None:
+        """Publish where the server stands."""
+        self._publish_status()
 
     # What the executor's thread does while acting.
 
@@ -276,7 +263,7 @@ class PolicyServer(LifecycleNode):
             self.get_logger().info(text)
 
     def _fail(self, reason: str) -> None:
-        self._error = reason
+        self.error = reason
         self._publish_status()
 
     def _publish_status(self) -> None:
@@ -293,7 +280,7 @@ class PolicyServer(LifecycleNode):
             **status.swap_status(self._requests.swap),
             **status.succession_status(self._requests.succession),
             'shadow': identity(self._requests.shadow, self._requests.candidate),
-            'error': self._error or self._requests.error,
+            'error': self.error or self._requests.error,
             'engine': engines.name,
             'engine_reason': engines.reason,
             'engine_version': '' if agent is None else agent.policy.engine.info().version,
@@ -301,7 +288,7 @@ class PolicyServer(LifecycleNode):
             'lockstep': p.lockstep,
             'interface': p.interface,
             'seed': self._noise.seed,
-            'actor': self._actor,
+            'actor': self._actor if agent is None else agent.name,
             'estop': self._safety.estop.latched,
             'estop_reason': self._safety.estop.reason,
         }

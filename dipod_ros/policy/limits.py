@@ -38,6 +38,9 @@ class JointLimits:
     acceleration: np.ndarray  # rad/s^2
 
     def __post_init__(self) -> None:
+        twice = sorted({j for j in self.joints if self.joints.count(j) > 1})
+        if twice:
+            raise UserError(f'limits: joints must be distinct, {twice} named more than once')
         for name in ('lower', 'upper', 'velocity', 'acceleration'):
             values = np.asarray(getattr(self, name), dtype=np.float64)
             object.__setattr__(self, name, values)

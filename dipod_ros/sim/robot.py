@@ -17,6 +17,7 @@ import yaml
 
 from dipod_ros.errors import UserError
 from dipod_ros.policy.limits import JointLimits
+from dipod_ros.policy.ros_names import topic_problem
 from dipod_ros.resources import resource, share_dir
 
 DRIVES = ('position', 'velocity', 'effort')
@@ -83,6 +84,10 @@ class RobotConfig:
             raise RobotError(f'{where}: home {home.tolist()} is outside the position limits')
         if not period > 0:
             raise RobotError(f'{where}: control_period_s must be above 0, got {period}')
+        controller = str(params.get('controller', 'arm_controller'))
+        problem = topic_problem(controller)
+        if problem:
+            raise RobotError(f'{where}: controller {problem}')
         return cls(
             name=name,
             mjcf=_find_mjcf(str(_required(params, 'mjcf', where)), beside, where),
@@ -92,7 +97,7 @@ class RobotConfig:
             limits=limits,
             effort=effort,
             control_period_s=period,
-            controller=str(params.get('controller', 'arm_controller')),
+            controller=controller,
             tip_site=str(params.get('tip_site', '')),
         )
 

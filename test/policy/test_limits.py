@@ -376,6 +376,11 @@ def test_limits_that_cannot_be_kept_are_refused_in_one_line(key, value):
     assert key.removeprefix('position_') in message
 
 
+def test_a_joint_that_is_named_twice_is_refused_by_name():
+    with pytest.raises(UserError, match=r"distinct, \['a'\] named more than once"):
+        JointLimits.from_params(('a', 'a'), BLOCK)
+
+
 def test_no_joints_is_no_robot():
     with pytest.raises(UserError, match='joints'):
         JointLimits.from_params((), BLOCK)

@@ -69,5 +69,10 @@ def test_commands_are_heard_where_the_controller_hears_them(tmp_path):
     assert replace(p, command_source='trajectory').topic_of_commands == 'arm/joint_trajectory'
     leader = replace(p, command_source='joint_state', command_topic='leader/joint_states')
     assert leader.topic_of_commands == 'leader/joint_states'
-    with pytest.raises(UserError, match='say where it is heard, command_topic'):
-        _ = replace(leader, command_topic='').topic_of_commands
+    for wrong, reason in (
+        (replace(leader, command_topic=''), 'say where it is heard, command_topic'),
+        (replace(leader, command_topic='leader joints'), "command_topic is 'leader joints'"),
+        (replace(p, command_source='commands', controller='arm/'), "controller is 'arm/'"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            _ = wrong.topic_of_commands

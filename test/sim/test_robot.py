@@ -123,6 +123,7 @@ def test_a_task_with_a_goal_needs_a_tip(robot_file):
         ({'actuators': ['pa', 'vb']}, 'actuator vb is not a <position> actuator'),
         ({'actuators': ['pa', 'x']}, r"no actuator \['x'\]"),
         ({'tip_site': 'nose'}, r"no site 'nose'.*\['hand'\]"),
+        ({'controller': 'my arm'}, "controller is 'my arm', which is no name of a ROS topic"),
         ({'control_period_s': 0.005}, 'not a whole number of the timestep'),
         (
             {
