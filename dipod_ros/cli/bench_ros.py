@@ -125,6 +125,7 @@ def policy_arguments(checkpoint: Path, robot: str) -> dict[str, str]:
         'model_dirs': str(checkpoint.parent),
         'engine': 'onnx',
         'lockstep': 'true',
+        'seed': '0',
     }
 
 

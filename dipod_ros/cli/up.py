@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import sys
 import textwrap
 from pathlib import Path
 
@@ -42,8 +43,12 @@ def run(args: argparse.Namespace) -> int:
         _show_arguments(path, given)
         return 0
     from dipod_ros.ros.launch_runner import LaunchRunner
+    from dipod_ros.ros.launch_runner.in_vain import set_in_vain
 
     runner = LaunchRunner(path, given, keep_going=args.keep_going)
+    for node in runner.nodes:
+        for line in set_in_vain(node):
+            print(f'warning: {line}', file=sys.stderr)
     if args.dry_run:
         for node in runner.nodes:
             print(f'# {node.label}\n{node.describe()}')
