@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parameter tables in docs/ are those of the nodes, and README names only what exists."""
 
+import importlib
 import importlib.util
 import re
 from pathlib import Path
@@ -55,6 +56,8 @@ def test_files_and_modules_that_the_documentation_names_exist(page):
     for name in re.findall(r'`([\w/]+\.py)[`:]', text):
         if not name.rpartition('/')[2].startswith('my_'):  # the reader's own
             assert any(f'/{f}'.endswith(f'/{name}') for f in files), name
-    lines = re.findall(r'^\s*(?:from|import) (dipod_ros[\w.]*)|-m (dipod_ros[\w.]*)', text, re.M)
-    for name in (first or second for first, second in lines):
-        assert importlib.util.find_spec(name) is not None, name
+    for module in re.findall(r'(?:^\s*import|-m) (dipod_ros[\w.]*)', text, re.MULTILINE):
+        assert importlib.util.find_spec(module) is not None, module
+    for module, names in re.findall(r'^\s*from (dipod_ros[\w.]*) import (.+)$', text, re.MULTILINE):
+        for name in names.split(', '):
+            assert hasattr(importlib.import_module(module), name.strip()), f'{module}: {name}'

@@ -41,6 +41,22 @@ def read_spec(robot_file: str, policy_file: str) -> PolicySpec:
     return read_spec_file(policy_file, robot['robot'], limits, robot['control_period_s'])
 
 
+def check(spec: PolicySpec, episode: Mapping[str, np.ndarray], file: str) -> None:
+    """Raise UserError where arrays are missing, of another length, or not in order of time."""
+    seen = {s.source if s.source.startswith('joint_') else s.name for s in spec.streams if s.topic}
+    missing = sorted(({'time_s', 'joint_position', 'success'} | seen) - episode.keys())
+    if missing:
+        raise UserError(f'{file} has no {missing}; it has {sorted(episode)}')
+    lengths = {k: len(v) for k, v in episode.items() if k in seen | {'time_s', 'command'}}
+    if len(set(lengths.values())) != 1:
+        raise UserError(f'{file}: arrays of one episode must be equally long, not {lengths}')
+    if len(episode['time_s']) < 2 or not np.all(np.diff(episode['time_s']) > 0):
+        raise UserError(f'{file}: time_s must increase from sample to sample')
+    joints = episode['joint_position'].shape[1:]
+    if joints != (len(spec.joints),):
+        raise UserError(f'{file}: joint_position is [T, {joints}], the robot has {spec.joints}')
+
+
 def decisions(
     spec: PolicySpec, episode: Mapping[str, np.ndarray], stride: int
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
@@ -75,12 +91,14 @@ def convert(spec: PolicySpec, files: list[str], stride: int) -> Demonstrations:
     """Return the demonstrations of all files; what is refused is left out, with a line."""
     parts, success = [], []
     for file in files:
-        with np.load(file, allow_pickle=False) as episode:
-            try:
-                parts.append(decisions(spec, dict(episode), stride))
-                success.append(bool(episode['success']))
-            except Refused as reason:
-                print(f'{file} is left out: {reason}')
+        with np.load(file, allow_pickle=False) as arrays:
+            episode = dict(arrays)
+        check(spec, episode, file)
+        try:
+            parts.append(decisions(spec, episode, stride))
+            success.append(bool(episode['success']))
+        except Refused as reason:
+            print(f'{file} is left out: {reason}')
     if not parts:
         raise UserError('no episode is left')
     observations, actions, pictures = zip(*parts, strict=True)

@@ -123,6 +123,23 @@ def test_what_cannot_be_converted_is_one_line(files, tmp_path):
     assert not (tmp_path / 'x').exists()
 
 
+@pytest.mark.parametrize(
+    ('change', 'reason'),
+    [
+        ({'goal': None}, "has no ['goal']; it has"),
+        ({'goal': np.zeros((3, 3))}, 'must be equally long'),
+        ({'time_s': np.zeros(90)}, 'time_s must increase'),
+        ({'joint_position': np.zeros((90, 7))}, "is [T, (7,)], the robot has ('a', 'b')"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_named(files, tmp_path, change, reason):
+    path = write_episode(tmp_path / '0.npz')
+    arrays = dict(np.load(path)) | change
+    np.savez(path, **{k: v for k, v in arrays.items() if v is not None})
+    code, _, error = run('convert_episodes.py', *files, '--out', tmp_path / 'x', path)
+    assert code == 1 and error.startswith('error: ') and reason in error
+
+
 def test_a_flow_of_the_other_convention_acts_as_its_own_code_would(tmp_path):
     spec = importlib.util.spec_from_file_location('own_flow', EXAMPLES / 'own_flow.py')
     own = importlib.util.module_from_spec(spec)
