@@ -84,6 +84,7 @@ def arm(tmp_path):
     context.try_shutdown()
 
 
+@pytest.mark.alone
 def test_the_reward_node_makes_episodes_that_are_learned_from(arm, tmp_path):
     person, start = arm
     limits = load_robot('arm7').limits
