@@ -467,6 +467,22 @@ def test_in_real_time_faults_of_the_robot_are_named_hold_the_arm_and_pass(start)
     assert np.all(np.abs(np.diff(speed, axis=0)) <= LIMITS.acceleration * PERIOD_S + 1e-9)
 
 
+def test_in_real_time_an_outcome_of_another_time_is_named_and_stops_nothing(start):
+    robot, server = start(interface='trajectory')
+    world = RealTimeRobot(robot)
+    assert world.live(TIMEOUT_S, until=lambda: len(robot.trajectories) > 3)
+    count = len(robot.trajectories)
+    hour_ns = 3600 * 1_000_000_000
+    robot.say_outcome(world.stamp_ns + hour_ns, terminated=True, reset=True)
+    text = "outcomes are refused: their stamps are ahead of the robot's clock"
+    assert world.live(TIMEOUT_S, until=lambda: streams_say(robot, text))
+    assert world.live(TIMEOUT_S, until=lambda: len(robot.trajectories) > count + 5)
+    robot.say_outcome(world.stamp_ns)
+    assert world.live(TIMEOUT_S, until=lambda: not streams_say(robot, text))
+    assert server.log.count('outcomes are refused') == 1
+    assert all(r.interrupted for r in robot.records[:2])  # nobody judged them
+
+
 @pytest.mark.parametrize('interface', ['position', 'trajectory'])
 def test_an_arm_outside_its_limits_is_not_moved_and_the_joint_is_named(start, interface):
     robot, _ = start(interface=interface)
