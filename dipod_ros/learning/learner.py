@@ -60,16 +60,20 @@ class Learner(LearnerState):
         finite. When `stop` turns true, the update is given up: everything is put back and
         UpdateStopped raised.
         """
-        rollout.require_fits(self.policy.spec)
-        self.versions.require_known(rollout)
-        if self.q is not None:
-            self.q.require_fits(rollout)
+        self.require_fits(rollout)
         begun = self.snapshot()
         try:
             return self._improve(rollout, stop)
         except UpdateStopped:
             self.restore(begun)
             raise
+
+    def require_fits(self, rollout: Rollout) -> None:
+        """Raise UserError when `update` would refuse a rollout, with the reason that it gives."""
+        rollout.require_fits(self.policy.spec)
+        self.versions.require_known(rollout)
+        if self.q is not None:
+            self.q.require_fits(rollout)
 
     def _improve(self, rollout: Rollout, stop: Callable[[], bool]) -> dict[str, float]:
         """Do what `update` says; UpdateStopped leaves everything half-way."""

@@ -20,6 +20,9 @@ from dipod_ros.policy.spec import PolicySpec
 
 # Robots remembered at a time; the one silent for longest is forgotten first.
 MAX_ACTORS = 64
+# Beyond any reward or angle that somebody means. Its square, and that of a sum of thousands, is a
+# float32: a single number that is not would spoil the update that it is learned from.
+MAX_NUMBER = 1e12
 
 
 @dataclass
@@ -45,11 +48,11 @@ class _Episode:
 class ReplayAssembler:
     """Collects decisions by actor and hands out finished episodes.
 
-    Counters (see `counts`): received, duplicates, lost (gaps in seq), invalid (wrong shapes),
-    interrupted (decisions up to and with a chunk that was not executed as sampled), incomplete
-    (episodes with a gap or without an end), stale (decisions of policies too old or unknown),
-    skipped (episodes passed over for newer ones), overflow (episodes dropped because nobody took
-    them).
+    Counters (see `counts`): received, duplicates, lost (gaps in seq), invalid (wrong shapes or
+    numbers), interrupted (decisions up to and with a chunk that was not executed as sampled),
+    incomplete (episodes with a gap or without an end), stale (decisions of policies too old or
+    unknown), skipped (episodes passed over for newer ones), overflow (episodes dropped because
+    nobody took them).
     """
 
     def __init__(self, spec: PolicySpec, max_waiting_decisions: int = 20_000) -> None:
@@ -124,6 +127,13 @@ class ReplayAssembler:
             parts.append(_rollout(episode, version_of, self.spec))
         return Rollout.concatenate(parts)
 
+    def newest(self, count: int, version_of: Callable[[str], int | None]) -> Rollout | None:
+        """Return the newest `count` finished episodes and leave them waiting; None for none."""
+        self._drop_stale(version_of)
+        waiting = list(self._ready)[-count:]
+        parts = [_rollout(episode, version_of, self.spec) for episode in waiting]
+        return Rollout.concatenate(parts) if parts else None
+
     def _drop_stale(self, version_of: Callable[[str], int | None]) -> None:
         kept: deque[_Episode] = deque()
         for episode in self._ready:
@@ -171,7 +181,11 @@ class ReplayAssembler:
             decision.observation.shape == (self.spec.observation_size,)
             and decision.noise.shape == (self.spec.noise_size,)
             and decision.chunk.shape == shape
-            and np.isfinite(decision.reward)
+            and bool(np.isfinite(decision.observation).all())
+            and all(
+                np.abs(values).max() <= MAX_NUMBER  # NaN is not
+                for values in (decision.noise, decision.chunk, decision.reward)
+            )
         )
 
 

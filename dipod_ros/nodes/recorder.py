@@ -99,12 +99,19 @@ class Recorder(Node):
         )
 
     def close(self) -> None:
-        """Drop what is being recorded; what was finished is in the file."""
+        """Drop what is being recorded; what was finished is in the file.
+
+        Raises UserError when it is not, and still cannot be written.
+        """
         if self._recording is not None:
             self.get_logger().warning('the recording under way is dropped: it was not stopped')
             self._recording = None
-        if self._file.unsaved:
+        if not self._file.unsaved:
+            return
+        try:
             self._file.save()
+        except UserError as error:
+            raise UserError(f'{error}; what was recorded and not written is lost') from error
 
     # Samples
 

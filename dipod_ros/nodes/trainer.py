@@ -19,11 +19,12 @@ from std_msgs.msg import Float64MultiArray, MultiArrayDimension, String, UInt8Mu
 from std_srvs.srv import Trigger
 
 from dipod_ros.errors import UserError
+from dipod_ros.nodes import _trainer_status as status
 from dipod_ros.nodes._trainer_params import TrainerParams, open_run
 from dipod_ros.policy import checkpoint as ckpt
 from dipod_ros.policy.decision import Decision, DecisionError, decode
 from dipod_ros.ros import qos
-from dipod_ros.ros.diagnostics import Diagnostics, Level, Report
+from dipod_ros.ros.diagnostics import Diagnostics, Report
 from dipod_ros.ros.messages import doubles, read_payload
 from dipod_ros.ros.params import declare
 from dipod_ros.ros.runtime import EXIT_BUG, EXIT_USER_ERROR, request_exit, run_node
@@ -55,6 +56,7 @@ class Trainer(Node):
         self._student: ckpt.Manifest | None = None
         self._update_s = 0.0
         self._decisions = self._clamped = self._undecodable = 0
+        self._looked_at = 0  # finished episodes
         self._checkpoint_pub = self.create_publisher(String, '~/checkpoint', qos.LATCHED)
         self._student_pub = self.create_publisher(String, '~/student', qos.LATCHED)
         self._status_pub = self.create_publisher(String, '~/status', qos.LATCHED)
@@ -142,6 +144,24 @@ class Trainer(Node):
                 continue
             self._count(decision)
             self._assembler.add(decision)
+        self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        """Say as soon as an episode shows it what the next update will end with: wrong rewards."""
+        new = self._assembler.counts['episodes'] - self._looked_at
+        if not new:
+            return
+        self._looked_at += new
+        rollout = self._assembler.newest(new, self._run.version_of)
+        try:
+            if rollout is not None:
+                self._run.learner.require_fits(rollout)
+        except UserError as error:
+            if not self._error:
+                self._error = str(error)
+                self.get_logger().error(f'the next update will refuse its episodes: {error}')
+                self._publish_status()
+                self._diagnostics.publish()
 
     def _count(self, decision: Decision) -> None:
         self._decisions += 1
@@ -155,7 +175,7 @@ class Trainer(Node):
             metrics, manifest = self._run.update(rollout, self._stop.is_set)
         except UpdateStopped:
             return  # on Ctrl-C; what is on disk is the end of the update before
-        self._update_s = time.monotonic() - start
+        self._update_s, self._error = time.monotonic() - start, ''
         counts = self._assembler.counts
         metrics |= {
             'update_s': self._update_s,
@@ -230,25 +250,8 @@ class Trainer(Node):
         self._metrics_pub.publish(msg)
 
     def _publish_status(self) -> None:
-        learner, student = self._run.learner, self._student
-        status = {
-            'state': self._state,
-            'error': self._error,
-            'version': learner.version,
-            'updates': learner.updates,
-            'episodes': learner.episodes,
-            'control_steps': learner.control_steps,
-            'alarms': learner.alarms,
-            'resumed': self._run.resumed,
-            'checkpoint': str(self._run.latest.path.resolve()),
-            'sha256': self._run.latest.sha256,
-            'student': None if student is None else str(student.path.resolve()),
-            'run_dir': str(self._run.run_dir.resolve()),
-            'seed': self._run.config.learner.seed,
-            'update_s': round(self._update_s, 3),
-            'success_rate': self._metrics.get('success_rate'),
-        }
-        self._status_pub.publish(String(data=json.dumps(status)))
+        now = status.describe(self._run, self._state, self._error, self._metrics, self._update_s)
+        self._status_pub.publish(String(data=json.dumps(now)))
 
     def _set_state(self, state: str) -> None:
         if state != self._state:
@@ -263,16 +266,7 @@ class Trainer(Node):
 
     def _report(self) -> Report:
         counts = self._assembler.counts
-        level, message = Level.OK, self._state
-        if self._state == 'error':
-            level, message = Level.ERROR, self._error
-        elif self._metrics.get('collapsed'):
-            level, message = Level.WARN, 'the last update collapsed and was taken back'
-        elif self._undecodable or counts['invalid']:
-            level, message = Level.WARN, 'records on replay that are no decisions of this policy'
-        return Report(
-            level, message, {**self._metrics, **{f'replay_{k}': v for k, v in counts.items()}}
-        )
+        return status.report(self._state, self._error, self._metrics, self._undecodable, counts)
 
 
 def main(args: list[str] | None = None) -> int:

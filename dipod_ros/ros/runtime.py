@@ -62,6 +62,12 @@ class _Stop:
             self.code, self.message = code, message
             self.event.set()
 
+    def fail(self, code: int, message: str) -> None:
+        """Report that the end itself went wrong, unless there is a failure to report already."""
+        if self.code == EXIT_OK:
+            self.code, self.message = code, message
+        self.event.set()
+
     def on_signal(self, signum: int, _frame: object) -> None:
         now = time.monotonic()
         if self.event.is_set():
@@ -159,9 +165,7 @@ def run_node(factory: Callable[[], Node], args: list[str] | None = None) -> int:
 def _tear_down(node: Node | None, executor: Executor | None, stop: _Stop) -> None:
     try:
         if node is not None:
-            close = getattr(node, 'close', None)
-            if close is not None:
-                close()
+            _close(node, stop)
             if executor is not None:
                 executor.remove_node(node)
             node.destroy_node()
@@ -169,9 +173,18 @@ def _tear_down(node: Node | None, executor: Executor | None, stop: _Stop) -> Non
             executor.shutdown()
     except Exception as error:
         traceback.print_exc()
-        stop.request(EXIT_BUG, f'{type(error).__name__}: {_first_line(error)}')
+        stop.fail(EXIT_BUG, f'{type(error).__name__}: {_first_line(error)}')
     finally:
         rclpy.try_shutdown()
+
+
+def _close(node: Node, stop: _Stop) -> None:
+    close = getattr(node, 'close', None)
+    try:
+        if close is not None:
+            close()
+    except UserError as error:
+        stop.fail(EXIT_USER_ERROR, str(error))
 
 
 def _init(args: list[str] | None) -> None:

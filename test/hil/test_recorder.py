@@ -335,6 +335,21 @@ def test_episodes_are_kept_discarded_and_added_to(operator, recorder, tmp_path):
     assert Demonstrations.load(out).success.tolist() == [True, False, True]
 
 
+def test_a_disk_that_is_gone_at_the_end_is_one_line_with_what_is_lost(operator, recorder, tmp_path):
+    operator.play_arm()
+    disk = tmp_path / 'disk'
+    process = recorder(output=str(disk / 'demos.safetensors'))
+    operator.wait_status(state='ready')
+    disk.rmdir()
+    disk.write_text('no folder any more')
+    answer = operator.record(1.0)
+    assert not answer.success and 'written with the next ~/stop or when' in answer.message
+    assert process.stop() == 2
+    last = process.log.strip().splitlines()[-1]
+    assert last.startswith('recorder: cannot write') and last.endswith('not written is lost')
+    assert 'Traceback' not in process.log
+
+
 def test_what_falls_silent_spoils_the_episode_and_says_so(operator, recorder, tmp_path):
     operator.play_arm()
     recorder()

@@ -299,6 +299,27 @@ def test_rewards_that_q_cannot_learn_beside_demonstrations_end_it_with_the_reaso
     assert not (folder / 'run/learner.safetensors').exists()
 
 
+def test_rewards_that_will_end_it_are_told_of_when_the_first_episode_shows_them(
+    start, actor, demonstrations
+):
+    trainer = start(q_critic=True, demonstrations=demonstrations)
+    actor.wait_connected()
+    actor.act(episodes=1, reward=0.3)
+    reason = 'give the Q critic no demonstrations, or leave q_critic off'
+    actor.wait(lambda: actor.statuses and reason in actor.statuses[-1]['error'])
+    assert actor.statuses[-1]['state'] == 'waiting' and trainer.process.poll() is None
+
+    def told():
+        return [s for m in list(actor.diagnostics) for s in m.status if reason in s.message]
+
+    actor.wait(told)
+    assert told()[-1].level == told()[-1].ERROR
+    assert trainer.log.count(reason) == 1
+    actor.act(episodes=EPISODES - 1)
+    assert trainer.exit_code() == 2
+    assert 'Traceback' not in trainer.log
+
+
 def test_finish_distils_a_student_and_hands_over(start, actor):
     start()
     actor.wait_connected()

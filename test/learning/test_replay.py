@@ -253,6 +253,10 @@ def test_a_restarted_actor_has_another_name_and_begins_again(assembler):
         {'chunk': np.zeros((2, 3), np.float32)},
         {'reward': np.nan},
         {'reward': np.inf},
+        {'reward': 1e39},  # finite, but no float32
+        {'observation': np.array([0, np.nan, 0], np.float32)},
+        {'noise': np.full(4, np.inf, np.float32)},
+        {'chunk': np.full((2, 2), 3e38, np.float32)},
     ],
 )
 def test_a_decision_that_does_not_fit_spoils_its_episode_alone(assembler, changes):
@@ -261,6 +265,19 @@ def test_a_decision_that_does_not_fit_spoils_its_episode_alone(assembler, change
     feed(assembler, decisions + episode_of(2, episode=1, first_seq=3))
     assert assembler.counts['invalid'] == 1
     assert assembler.take(1, 9, every_version).observations[:, 1].tolist() == [1, 1]
+
+
+def test_what_waits_can_be_looked_at_and_goes_on_waiting(assembler):
+    assert assembler.newest(1, every_version) is None
+    for e in range(3):
+        feed(assembler, episode_of(2, episode=e, first_seq=2 * e))
+    assert assembler.newest(1, every_version).observations[:, 1].tolist() == [2, 2]
+    assert assembler.newest(2, every_version).episodes == 2
+    assert assembler.newest(9, every_version).episodes == 3
+    assert assembler.newest(1, lambda sha: None) is None  # stale ones are not looked at
+    feed(assembler, episode_of(2, episode=3, first_seq=6))
+    assert assembler.ready_episodes == 1
+    assert assembler.take(1, 9, every_version).observations[:, 1].tolist() == [3, 3]
 
 
 def test_episodes_nobody_takes_are_dropped_oldest_first(spec):

@@ -91,6 +91,33 @@ def test_user_error_while_starting_is_one_line_and_exit_code_two():
     assert len(err.strip().splitlines()) == 1
 
 
+def end_badly(error, tick='pass'):
+    """Interrupt a node whose close() raises `error`; return exit code and stderr."""
+    lines = ['def close(self):', f'    raise {error}', '', 'Case.close = close']
+    process = start(before='\n'.join(lines), tick=tick)
+    if tick == 'pass':
+        assert process.stdout.readline() == 'ticking\n'
+        process.send_signal(signal.SIGINT)
+    code, _, err = finish(process)
+    return code, err
+
+
+def test_user_error_while_closing_is_one_line_and_exit_code_two():
+    assert end_badly("UserError('the disk is full')") == (2, 'case: the disk is full\n')
+
+
+def test_a_bug_while_closing_shows_its_traceback_and_exits_with_one():
+    code, err = end_badly("RuntimeError('upside down')")
+    assert code == 1
+    assert 'Traceback' in err and err.endswith('case: RuntimeError: upside down\n')
+
+
+def test_what_ended_a_node_is_told_before_what_its_end_broke():
+    code, err = end_badly("UserError('the disk is full')", tick="raise UserError('no more arm')")
+    assert code == 2 and 'disk' not in err
+    assert err.splitlines()[-1] == 'case: no more arm'
+
+
 def test_user_error_in_a_callback_closes_the_node_first():
     code, out, err = finish(start(tick="raise UserError('gone wrong')"))
     assert code == 2
