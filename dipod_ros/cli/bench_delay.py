@@ -104,6 +104,7 @@ def _row(condition: Condition, task: Task, checkpoint: Checkpoint, episodes: int
         replan_steps=condition.replan_steps,
         seam=condition.seam,
         forecast=condition.forecast,
+        reset_teleports=True,
         tip=TipKinematics.from_params(joints, axes.ravel(), origins.ravel(), tip, 'tip'),
     )
     delay_s = condition.delay_ms * 1e-3

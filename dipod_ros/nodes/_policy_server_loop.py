@@ -17,6 +17,7 @@ def loop_config(p: PolicyServerParams) -> LoopConfig:
         interface='trajectory' if p.interface == 'trajectory' else 'position',
         replan_steps=p.replan_steps,
         resync_rad=p.resync_rad,
+        reset_teleports=p.reset_teleports,
         watchdog_s=p.watchdog_s,
         joint_topic=JOINT_TOPIC,
         joint_max_age_s=p.joint_max_age_s,

@@ -229,6 +229,11 @@ class PolicyServerParams:
         unit='rad',
         low=0.0,
     )
+    reset_teleports: bool = param(
+        False,
+        'an outcome with reset finds the arm elsewhere at once, as in a simulated world, and the '
+        'command begins there; an arm brakes instead, and goes on from where it stands (real time)',
+    )
     joint_max_age_s: float = param(
         0.2, 'joint states older than this stop the arm (real time)', unit='s', low=0.001
     )

@@ -49,6 +49,9 @@ class LoopConfig:
     # The command restarts from the arm when they have drifted this far apart while it stood (rad):
     # somebody moved it, or a drive was off.
     resync_rad: float = 0.1
+    # A reset finds the arm elsewhere at once (a simulated world): the command begins there. A real
+    # arm brakes instead, and an episode begins once it stands (real time).
+    reset_teleports: bool = False
     # An inference longer than this is reported; the arm brakes by itself when its chunk ends.
     watchdog_s: float = 0.5
     joint_topic: str = 'joint_states'

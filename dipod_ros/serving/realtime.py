@@ -20,6 +20,7 @@ from dipod_ros.serving.forecast import TrackingLag, roll_forward
 from dipod_ros.serving.loop import Command, Decided, Loop
 from dipod_ros.serving.observation import Sample, StreamProblem
 from dipod_ros.serving.outcome_guard import OutcomeGuard
+from dipod_ros.serving.reset_watch import ResetWatch
 from dipod_ros.serving.safety import ESTOP, STALE, UNDERRUN, WATCHDOG, Watchdog
 from dipod_ros.serving.stamp_guard import StampGuard
 from dipod_ros.serving.stream_watch import StreamWatch
@@ -48,6 +49,7 @@ FRESH = 0.1
 STOP_PERIODS = 5
 STOPPING = 'stopping'
 CLOCK_SET = 'clock set'
+RESET = 'reset'
 
 
 class RealTimeLoop(Loop):
@@ -84,6 +86,8 @@ class RealTimeLoop(Loop):
         self._lags: deque[int] = deque(maxlen=LAG_WINDOW)  # what was reached in the last periods
         self.tracking = TrackingLag(len(self.safety.limits.joints), self.safety.dt)
         self._due_tick: int | None = None  # the first tick at which the next decision was due
+        self._resets = ResetWatch(self.safety.limits.velocity, self.config.joint_max_age_s)
+        self._new_episode = False  # a reset came, and no decision since
         self._held = ''  # why nothing may move, '' when it may
         self._sent: object = None  # the plan that was sent last
         self._tried_tick = -1  # the last tick at which a decision was tried
@@ -94,7 +98,7 @@ class RealTimeLoop(Loop):
         self.begun_anew = 0  # how often everything planned became void
 
     def on_outcome(self, outcome: Outcome) -> None:
-        """Take an outcome; a reset makes everything planned void."""
+        """Take an outcome; a reset brakes, or makes everything planned void where arms jump."""
         with self.wake:
             if self._outcomes.admit(outcome, self.clock()):
                 self._take_outcome(outcome)
@@ -148,10 +152,12 @@ class RealTimeLoop(Loop):
             if not self.grid.begun and not (joints and self.grid.begin(joints, self.tick)):
                 self._check_streams(before)
                 return None
+            self._look_for_a_jump(joints)
             self._follow_grid(joints, at_least)
             for outcome in self._outcomes.again(self.clock()):
                 self._take_outcome(outcome)
             self._check_streams(self._open_tick(before))
+            self._let_go_between_episodes()
             self._check_decisions(before)
             self.notify()
             plan = self.timeline.plan
@@ -174,6 +180,8 @@ class RealTimeLoop(Loop):
             return False
         if self._held == CLOCK_SET and not self.at_rest:
             return False  # a simulation that began again has put the arm somewhere else
+        if self._new_episode and not self._stands():
+            return False  # an episode begins at rest
         if self.timeline.index(self.tick) is not None and not self._anew:
             replan = min(self.config.replan_steps or self._horizon, self.timeline.covered)
             # Early enough that the new chunk is there when `replan` steps of this one are behind.
@@ -256,7 +264,7 @@ class RealTimeLoop(Loop):
             self._end_decision(sample.stamp_ns, tick=until)
             plan = self._schedule(sampled, base, asked)
             self._begin_decision(sampled, plan, sample.stamp_ns)
-            self._held = ''
+            self._held, self._new_episode = '', False
             self._sent = plan
             command = Command(sample.stamp_ns, plan, self.tick, self._setpoint(), True)
             return command, sample.received_s
@@ -265,9 +273,14 @@ class RealTimeLoop(Loop):
         self.log.judge(outcome)
         if outcome.reset:
             self._end_decision(outcome.stamp_ns)
-            self._begin_anew()
-            self._streams.world_was_reset(outcome.stamp_ns)
             self._step = 0
+            if self.config.reset_teleports:
+                self._begin_anew()
+                self._streams.world_was_reset(outcome.stamp_ns)
+            else:
+                self._generation += 1
+                self._new_episode = True
+                self._resets.begin(self.joint_sample())
         self._outcome = outcome
 
     def _synchronise(self, position: np.ndarray) -> bool:
@@ -278,8 +291,9 @@ class RealTimeLoop(Loop):
 
     def _stands(self) -> bool:
         """Tell whether the command has stood for so long that the arm must be there."""
-        trail = self.timeline.plan.trail_at(self.tick)
-        return bool((trail == trail[-1]).all())
+        plan = self.timeline.plan
+        trail = () if plan is None else plan.trail_at(self.tick)
+        return plan is None or bool((trail == trail[-1]).all())
 
     def _observed_tick(self, sample: Sample) -> int:
         """Return the tick that a sample shows; never one that is not committed."""
@@ -322,8 +336,24 @@ class RealTimeLoop(Loop):
     def _begin_anew(self) -> None:
         """Forget the plan and whatever is being sampled."""
         self.timeline.clear()
+        self._new_episode = False
         self._generation += 1
         self.begun_anew += 1
+
+    def _look_for_a_jump(self, joints: Sample) -> None:
+        """Begin anew where a reset has put an arm that can jump."""
+        if not self._new_episode or self.timeline.plan is None:
+            return
+        if self._resets.put_elsewhere(joints):
+            self.notices.event('a reset has put the arm elsewhere: starting from where it is')
+            self._begin_anew()
+            self._held, self._ramp_due = '', True
+
+    def _let_go_between_episodes(self) -> None:
+        """Forget the plan where an e-stop holds the arm after a reset: somebody may move it."""
+        stopped = self._new_episode and self.safety.estop.latched
+        if stopped and self.timeline.plan is not None and self._stands():
+            self._begin_anew()
 
     def _check_streams(self, before: int) -> None:
         """Brake from tick `before`, once, when there is a reason to."""
@@ -333,8 +363,10 @@ class RealTimeLoop(Loop):
             reason = ESTOP
         elif problems:
             reason = STALE
+        elif self._stopping:
+            reason = STOPPING
         else:
-            reason = STOPPING if self._stopping else ''
+            reason = RESET if self._new_episode else ''
         self._ramp_due = self._ramp_due or reason == ESTOP
         if not reason:
             self._slow_down_if_late(before)
@@ -345,7 +377,7 @@ class RealTimeLoop(Loop):
                 # The point of a period that begins now is still to be chosen.
                 self._end_decision(self._newest_stamp_ns(), interrupted=True, tick=before)
                 self.timeline.brake(before)
-            if reason != STOPPING:
+            if reason not in (STOPPING, RESET):
                 self.safety.count(reason)
         self._generation += 1
         self._held = reason

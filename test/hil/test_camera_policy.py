@@ -195,7 +195,14 @@ def world(tmp_path):
         robot = load_robot('arm7')
         listener = Robot(context, robot.joints)
         ends.append(listener.close)
-        server = Server(tmp_path, robot.limits, checkpoint='wild', seed=3, lockstep=lockstep)
+        server = Server(
+            tmp_path,
+            robot.limits,
+            checkpoint='wild',
+            seed=3,
+            lockstep=lockstep,
+            reset_teleports=True,
+        )
         ends.append(lambda: print(server.stop(), server.log))
         listener.wait_status(state='active')
         simulator = Simulator(tmp_path, task='reach_camera', seed=5, lockstep=lockstep)

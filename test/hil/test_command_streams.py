@@ -88,6 +88,7 @@ def stack(tmp_path, folder):
             LIMITS,
             checkpoint='wild',
             interface=interface,
+            reset_teleports=True,
             **{'command_rate_hz': RATE_HZ, **server},
         )
         stop.append(process.stop)

@@ -498,6 +498,28 @@ def test_an_arm_outside_its_limits_is_not_moved_and_the_joint_is_named(start, in
     np.testing.assert_allclose(first, START, atol=0.01)
 
 
+def test_resets_while_a_real_arm_moves_brake_it_within_its_limits(start):
+    """Anybody may publish them."""
+    robot, _ = start(interface='position')
+    world, began = RealTimeRobot(robot), []
+    assert world.live(TIMEOUT_S, until=lambda: len(robot.commands) > 20)
+    for episode in range(6):
+        moving = lambda: np.any(robot.commands[-1][0] != robot.commands[-2][0])  # noqa: E731
+        assert world.live(TIMEOUT_S, until=moving)
+        world.live(0.3)
+        robot.say_outcome(world.stamp_ns, episode, truncated=True, reset=True)
+        began.append(len(robot.commands))
+        assert world.live(TIMEOUT_S, until=lambda: not moving())  # noqa: B023
+    world.live(1.0)
+    assert {r.episode for r in robot.records} >= set(range(6))
+    path = np.array([c[0] for c in robot.commands])
+    speed = np.diff(path, axis=0) / PERIOD_S
+    assert np.all(np.abs(speed) <= LIMITS.velocity + 1e-9)
+    assert np.all(np.abs(np.diff(speed, axis=0)) <= LIMITS.acceleration * PERIOD_S + 1e-9)
+    fast = np.abs(speed).max(axis=1)
+    assert max(fast[b - 2] for b in began) > 0.2  # some came in full motion
+
+
 def test_a_robot_whose_joints_have_other_names_is_told_which(start):
     robot, _ = start(robot_joints=('j1', 'j2', 'j3'))
     world = RealTimeRobot(robot)

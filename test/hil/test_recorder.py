@@ -248,7 +248,9 @@ def test_from_a_moving_arm_to_a_policy_that_the_server_takes(operator, tmp_path)
         from dipod_ros.sim.robot import load_robot
 
         limits = load_robot('arm7').limits
-        teacher = Server(tmp_path, limits, robot='arm7', checkpoint='reach_student')
+        teacher = Server(
+            tmp_path, limits, robot='arm7', checkpoint='reach_student', reset_teleports=True
+        )
         ends.append(teacher.stop)
         recorder = Recorder(
             tmp_path,

@@ -54,6 +54,7 @@ def stack(tmp_path, tmp_path_factory, policy):
             seed=NOISE_SEED,
             lockstep=lockstep,
             interface=interface,
+            reset_teleports=True,
             **more,
         )
         stop.append(server.stop)

@@ -391,7 +391,8 @@ def test_a_robot_without_a_clock_is_served_as_well(make_bench, interface):
     assert len(world.plans) >= 3 and not world.loop.grid.on_robot_time
 
 
-def test_a_reset_of_the_world_starts_a_new_episode_from_the_arm(world):
+def test_a_reset_of_the_world_starts_a_new_episode_from_the_arm(make_world):
+    world = make_world(reset_teleports=True)
     world.run(5)
     stamp = round(world.clock.now * 1e9)
     world.loop.on_outcome(Outcome(stamp, 0, terminated=True, success=True, reset=True))
@@ -406,7 +407,7 @@ def test_a_reset_of_the_world_starts_a_new_episode_from_the_arm(world):
 
 
 def test_a_reset_of_a_world_without_stamps_is_over_with_the_next_sample(make_bench):
-    world = World(make_bench(RealTimeLoop, interface='position'))
+    world = World(make_bench(RealTimeLoop, interface='position', reset_teleports=True))
     world.sense = lambda: world.bench.sense(0, world.position)
     settled(world).run(5)
     world.loop.on_outcome(Outcome(round(world.clock.now * 1e9), 0, terminated=True, reset=True))

@@ -175,7 +175,7 @@ def test_it_brakes_within_the_limits_and_stands(make_player, reason):
 
 
 def test_a_reset_of_the_world_ends_the_stream_at_once(make_player):
-    player = make_player(500.0)
+    player = make_player(500.0, reset_teleports=True)
     player.run(2.0)
     player.deciding = False
     before = len(player.setpoints)
