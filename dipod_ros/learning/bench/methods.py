@@ -121,6 +121,14 @@ METHODS = {
         'DppoConfig',
         {'learning_rate': 3e-4, 'epochs': 40, 'ema': 0.95},
     ),
+    'dppo_q': Method(
+        'DPPO as swept, an off-policy critic that saw the demonstrations',
+        'dppo',
+        'DppoConfig',
+        {'learning_rate': 3e-4, 'epochs': 40, 'ema': 0.95},
+        demonstrations=True,
+        q_critic={},
+    ),
     'reinflow_tuned': Method(
         'ReinFlow as swept',
         'reinflow',
