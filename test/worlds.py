@@ -59,6 +59,22 @@ class World:
         return self.bench.safety.counts[name]
 
 
+class Arm(World):
+    """An arm that follows its command, a period behind; a stranger may publish outcomes."""
+
+    episode = 0
+
+    def sense(self):
+        if len(self.setpoints) > 1:
+            self.position = self.setpoints[-2]
+        super().sense()
+
+    def reset(self, **more):
+        stamp_ns = round(self.clock.now * 1e9)
+        self.loop.on_outcome(Outcome(stamp_ns, self.episode, reset=True, **more))
+        self.episode += 1
+
+
 def settled(world):
     """Let the server hear the robot's clock for long enough, so that the next period decides."""
     while not world.loop.grid.begun:

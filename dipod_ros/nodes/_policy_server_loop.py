@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dipod_ros.nodes._policy_server_episodes import may_hold
 from dipod_ros.nodes._policy_server_params import PolicyServerParams
 from dipod_ros.policy.kinematics import TipKinematics
 from dipod_ros.serving.loop import LoopConfig
@@ -11,13 +12,14 @@ JOINT_TOPIC = 'joint_states'
 
 
 def loop_config(p: PolicyServerParams) -> LoopConfig:
-    """Return the settings of the loop; raises UserError for kinematics that are none."""
+    """Return the settings of the loop; raises UserError for those that cannot be."""
     k = p.kinematics
     return LoopConfig(
         interface='trajectory' if p.interface == 'trajectory' else 'position',
         replan_steps=p.replan_steps,
         resync_rad=p.resync_rad,
         reset_teleports=p.reset_teleports,
+        hold_between_episodes=may_hold(p.hold_between_episodes, p.lockstep),
         watchdog_s=p.watchdog_s,
         joint_topic=JOINT_TOPIC,
         joint_max_age_s=p.joint_max_age_s,

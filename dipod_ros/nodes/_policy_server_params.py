@@ -234,6 +234,12 @@ class PolicyServerParams:
         'an outcome with reset finds the arm elsewhere at once, as in a simulated world, and the '
         'command begins there; an arm brakes instead, and goes on from where it stands (real time)',
     )
+    hold_between_episodes: bool = param(
+        False,
+        'after an outcome with terminated or truncated the arm brakes and stands until one with '
+        'reset: for whoever sets the scene (real time); taken over at activation',
+        read_only=False,
+    )
     joint_max_age_s: float = param(
         0.2, 'joint states older than this stop the arm (real time)', unit='s', low=0.001
     )
@@ -245,8 +251,8 @@ class PolicyServerParams:
     )  # fmt: skip
     ramp_in_s: float = param(
         1.0,
-        'after activation, an e-stop reset and a resync the velocity limit rises to its full '
-        'value in this time; 0 is at once',
+        'after activation, an e-stop reset, a resync and a wait between episodes the velocity '
+        'limit rises to its full value in this time; 0 is at once',
         unit='s', low=0.0, high=60.0,
     )  # fmt: skip
     slow_age_share: float = param(

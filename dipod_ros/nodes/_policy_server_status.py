@@ -105,6 +105,11 @@ def stream_report(loop: Loop | None, notices: Notices) -> Report:
     return Report(Level.OK, 'ok', values)
 
 
+def waiting_for(loop: Loop | None) -> str:
+    """Return what the next episode waits for, '' where it does not, or nobody acts."""
+    return '' if loop is None else loop.waiting_for
+
+
 def decision_report(loop: Loop | None, alive: bool, scheduling: str) -> Report:
     """Report latencies and counts of decisions, and how urgently their thread is run."""
     if loop is None:
@@ -119,12 +124,15 @@ def decision_report(loop: Loop | None, alive: bool, scheduling: str) -> Report:
         'records': loop.log.completed,
         'records without outcome': loop.log.unjudged,
         'scheduling': scheduling,
+        'episode': loop.episode,
+        'next episode waits for': loop.waiting_for,
     }
     if isinstance(loop, RealTimeLoop):
         values['late control periods'] = loop.grid.late_periods
     if not alive:
         return Report(Level.ERROR, 'a thread of the server died', values)
-    return Report(Level.OK, 'ok', values)
+    waiting = loop.waiting_for
+    return Report(Level.OK, f'waiting for {waiting}' if waiting else 'ok', values)
 
 
 def output_report(loop: Loop | None, output: StreamOutput | None) -> Report:

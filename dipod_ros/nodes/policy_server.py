@@ -13,6 +13,7 @@ import json
 import threading
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
@@ -20,6 +21,7 @@ from std_msgs.msg import String
 
 from dipod_ros.errors import UserError
 from dipod_ros.nodes import _policy_server_status as status
+from dipod_ros.nodes._policy_server_episodes import EpisodeNews, may_hold
 from dipod_ros.nodes._policy_server_estop import EStopInput
 from dipod_ros.nodes._policy_server_inline import InlineDecisions
 from dipod_ros.nodes._policy_server_io import CommandOutput, RecordOutput, SensorInput
@@ -93,6 +95,7 @@ class PolicyServer(ManagedNode):
         self._output: CommandOutput | StreamOutput | None = None
         self._loop: Loop | None = None
         self._threads: ServerThreads | InlineDecisions | None = None
+        self._episodes = EpisodeNews(self, self._publish_status)
         self._status = self.create_publisher(String, '~/status', qos.LATCHED)
         self._records = RecordOutput(self)
         EStopInput(self, self._safety.estop, self._on_estop)
@@ -157,8 +160,9 @@ class PolicyServer(ManagedNode):
     @transition
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Begin to act."""
-        result = super().on_activate(state)
         p = self.params
+        hold = may_hold(self.get_parameter('hold_between_episodes').value, p.lockstep)
+        result = super().on_activate(state)
         kind = LockstepLoop if p.lockstep else RealTimeLoop
         log = DecisionLog(time.monotonic, p.outcome_timeout_s)
         self._loop = kind(
@@ -167,10 +171,10 @@ class PolicyServer(ManagedNode):
             self._safety,
             log,
             self._notices,
-            self._loop_config,
+            replace(self._loop_config, hold_between_episodes=hold),
             time.monotonic,
         )
-        outputs = self._output, self._records, self._fail, self._requests.look
+        outputs = self._output, self._records, self._fail, self._look
         if isinstance(self._loop, RealTimeLoop):
             self._loop.grid.ros_time_ns = lambda: self.get_clock().now().nanoseconds
             self._threads = ServerThreads(self._loop, *outputs, self._priority, self._input.take)
@@ -215,6 +219,7 @@ class PolicyServer(ManagedNode):
         if self._threads is not None and not self._threads.stop():
             self.get_logger().error('a thread of the server did not end in time')
         self._threads = self._loop = None
+        self._episodes.halted()
 
     def _release(self, state: str) -> None:
         self._halt()
@@ -239,6 +244,12 @@ class PolicyServer(ManagedNode):
         if self._loop is not None:
             self._loop.on_outcome(outcome)
             self._on_sample()
+        else:
+            self._episodes.nobody_acts(outcome)
+
+    def _look(self, loop: Loop) -> None:
+        self._requests.look(loop)
+        self._episodes.look(loop)
 
     def _listen(self, streams: tuple[Stream, ...]) -> None:
         # The joint positions are needed to know where to start, whatever the policy looks at.
@@ -287,6 +298,7 @@ class PolicyServer(ManagedNode):
             'threads': p.threads,
             'lockstep': p.lockstep,
             'interface': p.interface,
+            'waiting_for': status.waiting_for(self._loop),
             'seed': self._noise.seed,
             'actor': self._actor if agent is None else agent.name,
             'estop': self._safety.estop.latched,

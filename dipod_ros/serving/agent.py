@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dipod_ros.serving.episode_numbers import EpisodeNumbers
 from dipod_ros.serving.loader import LoadedPolicy
 from dipod_ros.serving.noise import NoiseSource
 from dipod_ros.serving.seam import Guidance
@@ -58,6 +59,7 @@ class Agent:
         self.noise = noise
         self.name = name
         self.number = 0  # of the next decision
+        self.episodes = EpisodeNumbers()  # of those decisions, whatever loop makes them
         self._swap = swap
         self._retired: LoadedPolicy | None = None
 
@@ -97,6 +99,10 @@ class Agent:
     def commit(self) -> None:
         """Count the chunk sampled last as a decision: the next one gets the next number."""
         self.number += 1
+
+    def withdraw(self, count: int) -> None:
+        """Take back the newest decisions, which nobody hears of: others get their numbers."""
+        self.number -= count
 
     def prepare(self) -> None:
         """Do now what the next `sample` need not wait for; call it when the command is out."""

@@ -134,6 +134,19 @@ class DecisionLog:
             if entry.end_ns is not None and outcome.stamp_ns >= entry.end_ns - SAME_STAMP_NS:
                 entry.settled = True
 
+    def conclude(self, stamp_ns: int) -> int:
+        """End the episode at an outcome that was judged; return how many decisions are forgotten.
+
+        What the outcome is about waits for no other one. What was decided on observations of after
+        it belongs to no episode.
+        """
+        count = len(self._open)
+        while self._open and stamp_ns <= self._open[-1].stamp_ns + SAME_STAMP_NS:
+            self._open.pop()
+        for entry in self._open:
+            entry.settled = entry.settled or entry.end_ns is not None
+        return count - len(self._open)
+
     def finished(self, flush: bool = False) -> list[Decision]:
         """Return the records that are complete, in order; with `flush`, all that ended."""
         out = []

@@ -27,6 +27,7 @@ class LockstepLoop(Loop):
     def __init__(self, *args, **kwargs) -> None:
         """Take what `Loop` takes."""
         super().__init__(*args, **kwargs)
+        self._outcome: Outcome | None = None
         self._answered: Sample | None = None  # the joint sample that the last answer was for
         self._answered_key: tuple[int, int] | None = None  # its stamp and episode
         self._answered_s = self.clock()
@@ -46,6 +47,7 @@ class LockstepLoop(Loop):
                 if outcome.reset:
                     self._restart = True
                 self._outcome = outcome
+                self.agent.episodes.take(outcome)
                 self.log.judge(outcome)
             self.wake.notify_all()
 

@@ -52,6 +52,8 @@ class LoopConfig:
     # A reset finds the arm elsewhere at once (a simulated world): the command begins there. A real
     # arm brakes instead, and an episode begins once it stands (real time).
     reset_teleports: bool = False
+    # After an outcome that ends an episode nothing is decided until one with reset (real time).
+    hold_between_episodes: bool = False
     # An inference longer than this is reported; the arm brakes by itself when its chunk ends.
     watchdog_s: float = 0.5
     joint_topic: str = 'joint_states'
@@ -118,7 +120,7 @@ class Loop:
         self.engine_latency = LatencyWindow(warmup=LATENCY_WARM_UP)
         self.decided: Decided | None = None
         self._seen = buffer.snapshot()
-        self._outcome: Outcome | None = None
+        agent.episodes.begin()
         self._acting = agent.policy  # whose decision is being executed
         self._step = 0  # decisions since the episode began
         self._ramp_due = True  # the next chunk begins slowly
@@ -160,7 +162,12 @@ class Loop:
     @property
     def episode(self) -> int:
         """The episode that the newest observation belongs to; 0 when nobody tells."""
-        return 0 if self._outcome is None else self._outcome.episode_now
+        return self.agent.episodes.now
+
+    @property
+    def waiting_for(self) -> str:
+        """What the next episode waits for, '' when one is under way."""
+        return ''
 
     def joint_sample(self) -> Sample | None:
         """Return the newest joint positions, None while there are none."""
@@ -276,6 +283,7 @@ class Loop:
         self.decided = Decided(sampled, plan, self._seen)
         self._acting = sampled.policy
         self.agent.commit()
+        self.agent.episodes.acted()
         self._step += 1
 
     def _end_decision(

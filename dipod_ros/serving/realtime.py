@@ -16,6 +16,8 @@ from collections import deque
 import numpy as np
 
 from dipod_ros.serving.decisions import Outcome
+from dipod_ros.serving.episode_hold import RESET as WAITS_FOR_RESET
+from dipod_ros.serving.episode_hold import EpisodeHold
 from dipod_ros.serving.forecast import TrackingLag, roll_forward
 from dipod_ros.serving.loop import Command, Decided, Loop
 from dipod_ros.serving.observation import Sample, StreamProblem
@@ -50,6 +52,8 @@ STOP_PERIODS = 5
 STOPPING = 'stopping'
 CLOCK_SET = 'clock set'
 RESET = 'reset'
+WAITING = 'waiting for a reset'
+UNCOUNTED = (STOPPING, RESET, WAITING)  # the arm stands by somebody's will
 
 
 class RealTimeLoop(Loop):
@@ -88,6 +92,7 @@ class RealTimeLoop(Loop):
         self._due_tick: int | None = None  # the first tick at which the next decision was due
         self._resets = ResetWatch(self.safety.limits.velocity, self.config.joint_max_age_s)
         self._new_episode = False  # a reset came, and no decision since
+        self.hold = EpisodeHold(self.config.hold_between_episodes, self.config.joint_topic)
         self._held = ''  # why nothing may move, '' when it may
         self._sent: object = None  # the plan that was sent last
         self._tried_tick = -1  # the last tick at which a decision was tried
@@ -103,6 +108,11 @@ class RealTimeLoop(Loop):
             if self._outcomes.admit(outcome, self.clock()):
                 self._take_outcome(outcome)
             self.wake.notify_all()
+
+    @property
+    def waiting_for(self) -> str:
+        """What the next episode waits for, '' when one is under way."""
+        return WAITS_FOR_RESET if self.hold.waiting else ''
 
     def stop(self) -> None:
         """Brake and decide nothing more; `at_rest` tells when it is done."""
@@ -157,7 +167,7 @@ class RealTimeLoop(Loop):
             for outcome in self._outcomes.again(self.clock()):
                 self._take_outcome(outcome)
             self._check_streams(self._open_tick(before))
-            self._let_go_between_episodes()
+            self._stand_between_episodes(joints)
             self._check_decisions(before)
             self.notify()
             plan = self.timeline.plan
@@ -176,7 +186,7 @@ class RealTimeLoop(Loop):
         # One try per period: an engine that fails at once must not be asked in a busy loop.
         if self._stopping or not self.grid.begun or self.tick <= self._tried_tick:
             return False
-        if self.safety.estop.latched or self._problems():
+        if self.hold.waiting or self.safety.estop.latched or self._problems():
             return False
         if self._held == CLOCK_SET and not self.at_rest:
             return False  # a simulation that began again has put the arm somewhere else
@@ -219,7 +229,7 @@ class RealTimeLoop(Loop):
         """
         with self.wake:
             if not self.ready():
-                if self._held == STALE:
+                if self._held == STALE or self.hold.waiting:
                     # The arm stands: another policy may need less than what this one waits for.
                     self.agent.begin()
                 return None
@@ -271,9 +281,16 @@ class RealTimeLoop(Loop):
 
     def _take_outcome(self, outcome: Outcome) -> None:
         self.log.judge(outcome)
+        waited = self.hold.waiting
+        if self.hold.take(outcome):
+            self.agent.withdraw(self.log.conclude(outcome.stamp_ns))
+            self._end_decision(outcome.stamp_ns)
+            self._generation += 1
         if outcome.reset:
             self._end_decision(outcome.stamp_ns)
             self._step = 0
+            if waited:
+                self._leave_hold()
             if self.config.reset_teleports:
                 self._begin_anew()
                 self._streams.world_was_reset(outcome.stamp_ns)
@@ -281,7 +298,14 @@ class RealTimeLoop(Loop):
                 self._generation += 1
                 self._new_episode = True
                 self._resets.begin(self.joint_sample())
-        self._outcome = outcome
+        self.agent.episodes.take(outcome)
+
+    def _leave_hold(self) -> None:
+        """Begin slowly, and where the arm is: a person was there."""
+        self._ramp_due = self._ramp_due or not self.config.reset_teleports
+        joints = self.joint_sample()
+        if self.timeline.plan is not None and self._stands() and self.hold.moved(joints.values):
+            self._begin_anew()
 
     def _synchronise(self, position: np.ndarray) -> bool:
         """See to it that the command is where the arm is; False where it must not begin."""
@@ -307,6 +331,7 @@ class RealTimeLoop(Loop):
                 self.timeline.brake(self.tick)
             self._generation += 1
             self._held, self._ramp_due = CLOCK_SET, True
+            self.hold.clock_was_set()
             self.grid.begin(joints, self.tick)
         seen, plan = self._observed_tick(joints), self.timeline.plan
         tick = max(self.grid.follow(self.tick), at_least)
@@ -349,10 +374,13 @@ class RealTimeLoop(Loop):
             self._begin_anew()
             self._held, self._ramp_due = '', True
 
-    def _let_go_between_episodes(self) -> None:
-        """Forget the plan where an e-stop holds the arm after a reset: somebody may move it."""
-        stopped = self._new_episode and self.safety.estop.latched
-        if stopped and self.timeline.plan is not None and self._stands():
+    def _stand_between_episodes(self, joints: Sample) -> None:
+        """Forget the plan where an e-stop holds the arm between episodes: it may be moved."""
+        between = self._new_episode or self.hold.waiting
+        if not between or self.timeline.plan is None or not self._stands():
+            return
+        self.hold.stands(joints.values)
+        if self.safety.estop.latched:
             self._begin_anew()
 
     def _check_streams(self, before: int) -> None:
@@ -366,7 +394,7 @@ class RealTimeLoop(Loop):
         elif self._stopping:
             reason = STOPPING
         else:
-            reason = RESET if self._new_episode else ''
+            reason = RESET if self._new_episode else WAITING if self.hold.waiting else ''
         self._ramp_due = self._ramp_due or reason == ESTOP
         if not reason:
             self._slow_down_if_late(before)
@@ -377,7 +405,7 @@ class RealTimeLoop(Loop):
                 # The point of a period that begins now is still to be chosen.
                 self._end_decision(self._newest_stamp_ns(), interrupted=True, tick=before)
                 self.timeline.brake(before)
-            if reason not in (STOPPING, RESET):
+            if reason not in UNCOUNTED:
                 self.safety.count(reason)
         self._generation += 1
         self._held = reason
@@ -415,7 +443,7 @@ class RealTimeLoop(Loop):
             self.notices.set('watchdog', text)
 
     def _problems(self) -> list[StreamProblem]:
-        return self._streams.problems(self.agent.policy.layout)
+        return self.hold.heeded(self._streams.problems(self.agent.policy.layout))
 
     @property
     def _horizon(self) -> int:

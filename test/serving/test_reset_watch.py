@@ -3,7 +3,7 @@
 
 import numpy as np
 import pytest
-from worlds import DT, START, World, assert_smooth, settled
+from worlds import DT, START, Arm, World, assert_smooth, settled
 
 from dipod_ros.serving import safety
 from dipod_ros.serving.decisions import Outcome
@@ -12,22 +12,6 @@ from dipod_ros.serving.realtime import RealTimeLoop
 from dipod_ros.serving.reset_watch import ResetWatch
 from dipod_ros.serving.speed import SpeedConfig, SpeedScale
 from dipod_ros.sim.controllers import ArmController
-
-
-class Arm(World):
-    """An arm that follows its command, a period behind; a stranger may publish outcomes."""
-
-    episode = 0
-
-    def sense(self):
-        if len(self.setpoints) > 1:
-            self.position = self.setpoints[-2]
-        super().sense()
-
-    def reset(self, **more):
-        stamp_ns = round(self.clock.now * 1e9)
-        self.loop.on_outcome(Outcome(stamp_ns, self.episode, reset=True, **more))
-        self.episode += 1
 
 
 @pytest.fixture
