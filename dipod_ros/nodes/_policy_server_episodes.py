@@ -39,7 +39,9 @@ class EpisodeNews:
         if waiting_for == self._waiting_for:
             return
         self._waiting_for = waiting_for
-        text = f'the episode is over: waiting for {waiting_for}' if waiting_for else 'reset: going on'
+        text = (
+            f'the episode is over: waiting for {waiting_for}' if waiting_for else 'reset: going on'
+        )
         self._node.get_logger().info(text)
         self._on_change()
 

@@ -4,8 +4,9 @@
     python3 reward_node.py --ros-args -p seconds:=4.0
     ros2 service call /reward/begin std_srvs/srv/Trigger      # the scene is ready
 
-Between episodes the e-stop of the policy server is latched: the arm stands, and whoever resets the
-scene calls ~/begin when it is ready. Start this node before the policy server becomes active.
+Between episodes a policy server with `hold_between_episodes` waits; whoever resets the scene calls
+~/begin when it is ready. Before the first one the e-stop does the same: start this node before the
+policy server becomes active.
 """
 
 import contextlib
@@ -24,17 +25,15 @@ LABEL = 'stamp_s,episode,reward,success,terminated,truncated,reset'
 
 
 class Reward(Node):
-    """Episodes go waiting -> running -> ending -> stopping -> waiting."""
+    """Episodes are under way between ~/begin and success, or the end of their time."""
 
     def __init__(self):
         super().__init__('reward')
         declare = self.declare_parameter
         self.seconds = declare('seconds', 4.0).value  # an episode that takes longer has failed
         self.tolerance_m = declare('tolerance_m', 0.025).value
-        self.chunk_s = declare('chunk_s', 0.2).value  # horizon x control_period_s of the policy
-        self.settle_s = declare('settle_s', 1.0).value  # longer than the arm takes to stop
         self.every_s = declare('every_s', 0.04).value  # outcomes: well below outcome_timeout_s
-        self.episode, self.phase, self.since_s, self.told_s = 0, 'waiting', 0.0, 0.0
+        self.episode, self.running, self.since_s, self.told_s = -1, False, 0.0, 0.0
         self.points, self.now_s = {}, None
         self.outcome = self.create_publisher(Float64MultiArray, 'outcome', 100)
         self.stop, self.go = (
@@ -55,42 +54,31 @@ class Reward(Node):
         self.stop.call_async(Trigger.Request())  # nothing moves before the first ~/begin
 
     def on_begin(self, _request, response):
-        """Let the arm move: the scene is ready."""
-        response.success = self.phase == 'waiting' and self.now_s is not None
-        response.message = f'episode {self.episode}' if response.success else self.phase
+        """Begin an episode: the scene is ready."""
+        response.success = not self.running and self.now_s is not None
         if response.success:
-            self.enter('running')
-            self.go.call_async(Trigger.Request())
+            if self.episode < 0:
+                self.go.call_async(Trigger.Request())
+            else:
+                self.tell(reset=True)
+            self.episode, self.running, self.since_s = self.episode + 1, True, self.now_s
+            self.points.clear()  # the goal of the episode before
+        state = 'is under way' if self.running else 'waits for joint states'
+        response.message = f'episode {self.episode} {state}'
         return response
 
     def on_joints(self, msg):
         """Go by the stamps of the joint states: outcomes are dated by them, by no other clock."""
         self.now_s = msg.header.stamp.sec + msg.header.stamp.nanosec * 1e-9
-        if 0.0 <= self.now_s - self.told_s < self.every_s:
+        if not self.running or 0.0 <= self.now_s - self.told_s < self.every_s:
             return
-        self.told_s, lasted_s = self.now_s, self.now_s - self.since_s
-        if self.phase == 'running':
-            success = self.distance_m() < self.tolerance_m
-            over = success or lasted_s > self.seconds
-            self.tell(reward=float(success), success=success, terminated=over)
-            if over:
-                self.enter('ending')
-        elif self.phase == 'ending':
-            self.tell()
-            # What the e-stop interrupts is not learned from: let the rewarded chunk end first.
-            if lasted_s > 2 * self.chunk_s:
-                self.stop.call_async(Trigger.Request())
-                self.enter('stopping')
-        elif self.phase == 'stopping' and lasted_s > self.settle_s:
-            # `reset` makes the server begin from where the arm is: only while it stands still.
-            self.tell(reset=True)
-            self.episode += 1
-            self.enter('waiting')
-
-    def enter(self, phase):
-        """Go on to the next phase."""
-        self.phase, self.since_s = phase, self.now_s
-        self.get_logger().info(f'episode {self.episode}: {phase}')
+        self.told_s = self.now_s
+        success = self.distance_m() < self.tolerance_m
+        over = success or self.now_s - self.since_s > self.seconds
+        self.tell(reward=float(success), success=success, terminated=over)
+        if over:
+            self.running = False
+            self.get_logger().info(f'episode {self.episode}: {"success" if success else "failed"}')
 
     def distance_m(self):
         """Return how far the tip is from the goal; infinite while one of them is unknown."""

@@ -96,9 +96,10 @@ def test_the_reward_node_makes_episodes_that_are_learned_from(arm, tmp_path):
             checkpoint='reach_flow',
             slow_age_share=1.0,
             autostart=False,
-            ramp_in_s=1.0,
+            ramp_in_s=0.2,
+            hold_between_episodes=True,
         ),
-        lambda: Example(tmp_path, 'reward_node.py', '-p', 'settle_s:=0.5', '-p', 'seconds:=3.0'),
+        lambda: Example(tmp_path, 'reward_node.py', '-p', 'seconds:=3.0'),
     )
     person.wait_status(state='unconfigured', estop=True)
     assemble = ReplayAssembler(read_manifest(resource('models/reach_flow')).spec)
@@ -110,7 +111,7 @@ def test_the_reward_node_makes_episodes_that_are_learned_from(arm, tmp_path):
         seen = len(person.records)
         begin(person)
         person.wait(lambda seen=seen: any(r.terminated for r in person.records[seen:]))
-        person.wait_status(estop=True)  # nothing moves before somebody says that the scene is ready
+        person.wait_status(waiting_for='reset')  # until somebody says that the scene is ready
         ended = next(k for k, r in enumerate(person.records[seen:]) if r.terminated)
         episodes.append(person.records[seen : seen + ended + 1])
     for k, records in enumerate(episodes):
@@ -122,6 +123,8 @@ def test_the_reward_node_makes_episodes_that_are_learned_from(arm, tmp_path):
         assemble.add(record)
     rollout = assemble.take(1, 12, lambda sha: 0)
     assert rollout is not None, assemble.counts
+    assert assemble.counts['incomplete'] == assemble.counts['lost'] == 0, assemble.counts
+    assert {r.episode for r in person.records} == set(range(len(episodes)))
     assert rollout.success.any() and set(rollout.returns.tolist()) <= {0.0, 1.0}
     figures = person.wait(lambda: person.figures and person.figures[-1])
     assert figures['limit_violations'] == 0, figures['last_violation']
@@ -140,7 +143,7 @@ def activate(person):
 
 
 def begin(person):
-    """Call ~/begin until the arm stands and the reward node takes it."""
+    """Call ~/begin until the reward node has seen the arm and takes it."""
     deadline = time.monotonic() + TIMEOUT_S
     while not person.call('begin', Trigger).success:
         assert time.monotonic() < deadline
