@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Between episodes a server that was told to waits for `reset`, and loses nothing of the episode."""
+"""Between episodes a server that was told to waits for `reset`; the episode is whole."""
 
 import numpy as np
 import pytest
