@@ -21,6 +21,7 @@ class Judged(Arm):
     """An arm of which somebody says what it earns, once per period and by the stamps it has."""
 
     ago_s = 0.0  # how much later somebody says it
+    judged = True
 
     def __init__(self, bench):
         super().__init__(bench)
@@ -34,7 +35,7 @@ class Judged(Arm):
 
     def sense(self):
         super().sense()
-        if self.sensing:
+        if self.sensing and self.judged:
             self.say()
 
     def say(self, **more):
@@ -131,12 +132,15 @@ def test_a_judge_that_takes_its_time_ends_the_episode_where_its_stamp_says(arm, 
         began = arm.bench.agent.number
         over_s = arm.clock.now - arm.ago_s
         end(arm)
-        arm.run(20)
+        arm.judged = False  # the last word on this episode
+        arm.run(1)
         last = arm.records[-1]
         assert last.terminated and last.reward == 1.0 and last.stamp_s < over_s
         # What was decided on what was seen since belongs to no episode.
         assert last.seq + 1 == arm.bench.agent.number >= began - 2
-        arm.target = -arm.target
+        arm.run(20)
+        assert arm.records[-1] is last
+        arm.target, arm.judged = -arm.target, True
         arm.reset()
     rollout, counts = arm.learned()
     assert counts['episodes'] == 3 and counts['incomplete'] == counts['interrupted'] == 0
