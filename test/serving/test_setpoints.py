@@ -151,9 +151,9 @@ def test_what_was_lost_is_caught_up_slowly(make_player):
     assert np.diff(player.times[-1000:]).min() >= player.stream.step_s * (1 - SLEW) - 1e-9
 
 
-@pytest.mark.parametrize('reason', ['estop', 'silence', 'stop', 'no decisions'])
+@pytest.mark.parametrize('reason', ['estop', 'silence', 'stop', 'episode', 'no decisions'])
 def test_it_brakes_within_the_limits_and_stands(make_player, reason):
-    player = make_player(500.0)
+    player = make_player(500.0, hold_between_episodes=True)
     player.run(2.0137)
     if reason == 'estop':
         player.loop.safety.estop.latch('test')
@@ -161,6 +161,8 @@ def test_it_brakes_within_the_limits_and_stands(make_player, reason):
         player.sensing = False
     elif reason == 'stop':
         player.loop.stop()
+    elif reason == 'episode':
+        player.loop.on_outcome(Outcome(round(player.clock.now * 1e9), 0, terminated=True))
     else:
         player.deciding = False
     if reason != 'no decisions':
