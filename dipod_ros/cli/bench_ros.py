@@ -126,7 +126,6 @@ def policy_arguments(checkpoint: Path, robot: str) -> dict[str, str]:
         'engine': 'onnx',
         'lockstep': 'true',
         'seed': '0',
-        'reset_teleports': 'true',  # the arms of the benchmarks are simulated
     }
 
 

@@ -116,7 +116,8 @@ def test_pretrain_can_leave_out_what_failed(at):
 
 def test_finetune_learns_keeps_its_run_and_goes_on_with_it(at):
     words = ('--episodes', 4, '--epochs', 1, '--gap-every', 0, '--eval-episodes', 4)
-    where = ('flow', '--run-dir', 'ft')
+    # It never succeeds: what succeeds it knows from the demonstrations.
+    where = ('flow', '--run-dir', 'ft', '--demos', 'runs/demos')
     assert run('finetune', *where, '--control-steps', 400, *words, '--student', 'off') == 0
     assert ckpt.load('ft/checkpoints/v000001').manifest.lineage['method'] == 'dipod'
     assert run('finetune', *where, '--control-steps', 1200, *words, '--json', 'ft.json') == 0
