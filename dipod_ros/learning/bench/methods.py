@@ -39,6 +39,8 @@ def _interleaved(about: str, **settings: Any) -> Method:
 
 # Three times the usual rate; the average over the last 20 gradient steps acts.
 LARGE = {'learning_rate': 1e-3, 'ema': 0.95}
+# What the sweep chose for DPPO.
+DPPO_SWEPT = {'learning_rate': 3e-4, 'epochs': 40, 'ema': 0.95}
 
 METHODS = {
     'fpo++': Method('FPO++, per-sample ratio', settings={'beta': 0.0}),
@@ -119,13 +121,13 @@ METHODS = {
         'DPPO as swept',
         'dppo',
         'DppoConfig',
-        {'learning_rate': 3e-4, 'epochs': 40, 'ema': 0.95},
+        DPPO_SWEPT,
     ),
     'dppo_q': Method(
         'DPPO as swept, an off-policy critic that saw the demonstrations',
         'dppo',
         'DppoConfig',
-        {'learning_rate': 3e-4, 'epochs': 40, 'ema': 0.95},
+        DPPO_SWEPT,
         demonstrations=True,
         q_critic={},
     ),
