@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In real time the policy server has two threads: one decides, one commits control points."""
+"""In real time the policy server has two threads: one decides, one commits control points.
+
+Both may have something to send. Whoever has makes it and sends it under one lock, so that commands
+leave in the order in which they are made: a stop is never overtaken by a plan of before, nor the
+plan that follows it by the stop. The executor's thread, which hears the e-stop, never takes it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,7 @@ from dipod_ros.nodes._policy_server_io import CommandOutput, RecordOutput
 from dipod_ros.nodes._policy_server_output import StreamOutput
 from dipod_ros.ros.runtime import EXIT_BUG, request_exit
 from dipod_ros.ros.scheduling import RealTimePriority
-from dipod_ros.serving.loop import Loop
+from dipod_ros.serving.loop import Command, Loop
 from dipod_ros.serving.observation import Sample
 from dipod_ros.serving.realtime import RealTimeLoop
 
@@ -56,6 +61,7 @@ class ServerThreads:
         self._sense = sense
         self._stop = threading.Event()
         self._hurry = threading.Event()
+        self._order = threading.Lock()  # taken before the loop's `wake`, never while holding it
         self._newest: Sample | None = None  # joint states that were looked at
         streamed = isinstance(commands, StreamOutput)
         self._threads = [
@@ -116,12 +122,14 @@ class ServerThreads:
             with loop.wake:
                 if not (stop.is_set() or loop.ready()):
                     loop.wake.wait(IDLE_S)  # whoever wakes us has asked `ready`, and so will `step`
-            decided = loop.step()
+            thought, decided = loop.think(), None
+            if thought is not None:
+                with self._order:
+                    decided = loop.act(thought)
+                    if decided is not None and sends:
+                        self._send(decided[0])
             if decided is not None:
-                command, received_s = decided
-                if sends:
-                    self._commands.send(command, loop)
-                loop.sent(command, received_s)
+                loop.sent(*decided)
             # After the command: a record is never worth a late arm.
             self._records.send(loop.finished_records())
             self._look(loop)
@@ -129,14 +137,19 @@ class ServerThreads:
     def _control(self) -> None:
         loop = self._loop
         while not self._stop.is_set():
-            command = loop.control()
-            if command is not None:
-                self._commands.send(command, loop)
+            with self._order:
+                command = loop.control()
+                if command is not None:
+                    self._send(command)
             if loop.stopped:
                 return
             wait_s = loop.next_control_s() - loop.clock()
             if wait_s > 0 and self._hurry.wait(wait_s):
                 self._hurry.clear()
+
+    def _send(self, command: Command) -> None:
+        if not self._loop.void(command):
+            self._commands.send(command, self._loop)
 
     def _stream(self) -> None:
         loop: RealTimeLoop = self._loop

@@ -79,6 +79,7 @@ class Command:
     tick: int  # the tick that `setpoint` is for
     setpoint: np.ndarray  # [A] rad, where the arm should be at that tick
     decided: bool  # this begins a new chunk
+    begun_anew: int = 0  # how often everything planned had become void (real time)
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,7 +300,3 @@ class Loop:
         horizon = len(self.log.current.chunk)
         executed = plan.executed(self.tick if tick is None else tick, horizon)
         self.log.end(stamp_ns, self._acting.layout.to_policy(executed), interrupted)
-
-    def _setpoint(self) -> np.ndarray:
-        """Return where the spline is at the present tick [A]."""
-        return self.timeline.plan.knot(self.tick)

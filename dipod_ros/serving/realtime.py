@@ -12,9 +12,11 @@ s. The chunk is for s + 1 on, and what has gone by of it when it is there is lef
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 
 import numpy as np
 
+from dipod_ros.serving.agent import Sampled
 from dipod_ros.serving.decisions import Outcome
 from dipod_ros.serving.episode_hold import RESET as WAITS_FOR_RESET
 from dipod_ros.serving.episode_hold import EpisodeHold
@@ -54,6 +56,17 @@ CLOCK_SET = 'clock set'
 RESET = 'reset'
 WAITING = 'waiting for a reset'
 UNCOUNTED = (STOPPING, RESET, WAITING)  # the arm stands by somebody's will
+
+
+@dataclass(frozen=True, eq=False)
+class Thought:
+    """What the policy said to an observation, and all that is needed to act on it."""
+
+    sampled: Sampled
+    sample: Sample  # the joint positions that were seen
+    base: np.ndarray  # [A] rad, the command that the increments count from
+    asked: int  # the tick that the chunk answers
+    generation: int  # of the loop when it began
 
 
 class RealTimeLoop(Loop):
@@ -179,7 +192,11 @@ class RealTimeLoop(Loop):
             self._sent = plan
             if not news:
                 return None
-            return Command(self._newest_stamp_ns(), plan, self.tick, self._setpoint(), False)
+            return self._command(self._newest_stamp_ns(), False)
+
+    def void(self, command: Command) -> bool:
+        """Tell whether everything planned became void since a command was made."""
+        return command.begun_anew != self.begun_anew
 
     def ready(self) -> bool:
         """Tell whether a decision is due; call while holding `wake`."""
@@ -227,6 +244,11 @@ class RealTimeLoop(Loop):
 
         Returns the command and when its observation came. In `position`, `control` sends it.
         """
+        thought = self.think()
+        return None if thought is None else self.act(thought)
+
+    def think(self) -> Thought | None:
+        """Ask the policy; the part of `step` that takes long and commands nothing."""
         with self.wake:
             if not self.ready():
                 if self._held == STALE or self.hold.waiting:
@@ -252,12 +274,22 @@ class RealTimeLoop(Loop):
                 vector = roll_forward(policy.layout, *args)
             guidance = self._guidance(policy, asked, expected)
             self.watchdog.begin()
-        sampled = self._run(vector, pictures, guidance)
+        return Thought(self._run(vector, pictures, guidance), sample, base, asked, generation)
+
+    def act(self, thought: Thought) -> tuple[Command, float] | None:
+        """Plan what was thought; None when it is void by now, or came too late.
+
+        The command has to be sent before `control` is called again: what that one returns must not
+        be overtaken.
+        """
+        sampled, sample, asked = thought.sampled, thought.sample, thought.asked
         with self.wake:
             self.watchdog.end()
             self._due_tick = None  # `ready` was asked meanwhile, and knew of no successor
             self.notices.clear('watchdog', 'decisions are in time again')
-            if generation != self._generation or self.safety.estop.latched or self._stopping:
+            if thought.generation != self._generation:
+                return None
+            if self.safety.estop.latched or self._stopping:
                 return None
             self._catch_up()
             if self.tick - asked >= len(sampled.chunk):
@@ -272,12 +304,15 @@ class RealTimeLoop(Loop):
             # What is committed is executed, also when the chunk is there before its time.
             until = max(self.tick, asked) if sampled.usable else self.tick
             self._end_decision(sample.stamp_ns, tick=until)
-            plan = self._schedule(sampled, base, asked)
+            plan = self._schedule(sampled, thought.base, asked)
             self._begin_decision(sampled, plan, sample.stamp_ns)
             self._held, self._new_episode = '', False
             self._sent = plan
-            command = Command(sample.stamp_ns, plan, self.tick, self._setpoint(), True)
-            return command, sample.received_s
+            return self._command(sample.stamp_ns, True), sample.received_s
+
+    def _command(self, stamp_ns: int, decided: bool) -> Command:
+        plan = self.timeline.plan
+        return Command(stamp_ns, plan, self.tick, plan.knot(self.tick), decided, self.begun_anew)
 
     def _take_outcome(self, outcome: Outcome) -> None:
         self.log.judge(outcome)
