@@ -110,6 +110,22 @@ def test_requests_that_cannot_be_met_are_answered_and_end_nothing(start, tmp_pat
     robot.wait_status(swap='ready', error='')
 
 
+@pytest.mark.parametrize('active', [True, False])
+def test_outcomes_that_cannot_be_end_nothing(start, active):
+    robot = start()
+    if not active:
+        assert change(robot, Transition.TRANSITION_DEACTIVATE) == [True]
+    for stamp_s, episode in ((1e300, 0.0), (-1e300, 0.0), (0.0, 1e300), (float('nan'), 0.0)):
+        robot.say_numbers(stamp_s, episode, 0.0, 0.0, 1.0, 0.0, 1.0)
+    if not active:
+        assert change(robot, Transition.TRANSITION_ACTIVATE) == [True]
+        robot.wait_connected()
+    robot.answer(0, START, episode=-1, reset=True)  # of the same writer: those before were read
+    robot.answer(CHUNK_NS, START)
+    robot.wait(lambda: robot.records)
+    assert robot.records[0].episode == 0 and not robot.records[0].terminated
+
+
 def test_decisions_after_a_cleanup_are_new_ones_with_the_same_noise(start):
     robot = start(actor='left_arm', seed=5)
     runs, stamp = [], 0

@@ -136,6 +136,24 @@ def test_other_multiarrays_are_not_taken_for_an_outcome():
         m.read_outcome(Float64MultiArray(data=[0.0] * 7))
 
 
+@pytest.mark.parametrize(
+    ('field', 'value', 'reason'),
+    [
+        (0, 1e300, 'stamp_s 1e\\+300'),
+        (0, 2.0**31, 'no time in seconds'),
+        (0, -1.0, 'stamp_s -1'),
+        (1, 1e300, 'episode 1e\\+300'),
+        (1, 0.5, 'a whole number'),
+        (2, float('inf'), 'not finite'),
+    ],
+)
+def test_an_outcome_that_cannot_be_is_refused_with_the_reason(field, value, reason):
+    msg = m.outcome_msg(m.Outcome(stamp_ns=0, episode=-1))
+    msg.data[field] = value
+    with pytest.raises(m.MessageError, match=reason):
+        m.read_outcome(over_the_wire(msg))
+
+
 def test_point_round_trip():
     point = np.array([0.1, -0.2, 0.3])
     np.testing.assert_array_equal(m.read_point(over_the_wire(m.point_msg(1, point))), point)
