@@ -25,7 +25,7 @@ from dipod_ros.serving.observation import SAME_STAMP_NS
 
 NS_PER_S = 1_000_000_000
 
-# A Time counts its seconds in 31 bits: no joint state, whose clock an outcome is dated by, is later.
+# A Time counts its seconds in 31 bits, and an outcome is dated by the clock of joint states.
 STAMP_END_S = 2.0**31
 # Whole numbers are exact in a float64 up to here, and fit into the int64 of whoever counts on.
 WHOLE_END = 2.0**53
@@ -281,11 +281,9 @@ def read_outcome(msg: Float64MultiArray) -> Outcome:
     if not all(map(math.isfinite, msg.data)):
         raise MessageError('outcome holds numbers that are not finite')
     if not 0 <= stamp_s < STAMP_END_S:
-        raise MessageError(
-            f'outcome has stamp_s {stamp_s:g}: no time in seconds that a stamp holds'
-        )
+        raise MessageError(f'outcome has stamp_s {stamp_s:g}: not 0 to 2**31 s')
     if not (episode.is_integer() and abs(episode) < WHOLE_END):
-        raise MessageError(f'outcome has episode {episode:g}: a whole number below 2**53 is needed')
+        raise MessageError(f'outcome has episode {episode:g}: not a whole number below 2**53')
     return Outcome(
         stamp_ns=seconds_to_ns(stamp_s),
         episode=int(episode),
