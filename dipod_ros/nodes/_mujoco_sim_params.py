@@ -34,6 +34,12 @@ class FaultParams:
     delay_joint_states: int = param(
         0, 'joint_states arrive this many samples late (real time)', low=0
     )
+    controller_inactive_s: tuple[float, ...] = param(
+        (),
+        'simulated times [from, to, from, to, ...] between which the controllers are inactive: '
+        'they ignore commands, and go on from where the arm is (real time); empty is never',
+        unit='s',
+    )
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,7 @@ class MujocoSimParams:
     faults: FaultParams = group(FaultParams)
 
     def __post_init__(self) -> None:
+        faulty = self.fault_config() != FaultConfig()
         if not self.lockstep:
             return
         # Whoever answers waits for all of an observation, and the world for the answer.
@@ -107,10 +114,11 @@ class MujocoSimParams:
                 f'camera_every {self.camera_every} would leave observations without their '
                 'pictures, for which lockstep waits: set it to 1, or lockstep to false'
             )
-        if self.fault_config() != FaultConfig():
+        if faulty:
             raise UserError(
-                'faults.drop_joint_states and faults.delay_joint_states hold back what lockstep '
-                'waits for: set them to 0, or lockstep to false'
+                'faults.drop_joint_states, faults.delay_joint_states and '
+                'faults.controller_inactive_s are for real time, where nobody waits for what they '
+                'hold back: leave them out, or set lockstep to false'
             )
 
     @property
@@ -148,4 +156,5 @@ class MujocoSimParams:
 
     def fault_config(self) -> FaultConfig:
         """Return the faults asked for."""
-        return FaultConfig(self.faults.drop_joint_states, self.faults.delay_joint_states)
+        f = self.faults
+        return FaultConfig(f.drop_joint_states, f.delay_joint_states, f.controller_inactive_s)

@@ -31,6 +31,7 @@ from dipod_ros.ros.messages import (
 )
 from dipod_ros.sim.controllers import ArmController, CommandError
 from dipod_ros.sim.faults import SampleFaults
+from dipod_ros.sim.inactive import Activity
 from dipod_ros.sim.robot import RobotConfig
 from dipod_ros.sim.stream_controllers import EffortStream, PositionStream, VelocityStream
 
@@ -81,7 +82,9 @@ class WorldTopics:
         self._began_ns: int | None = None  # when the world was last reset while running
         self._index = JointIndex(robot.joints)
         self._joints = JointStateWriter(robot.joints)
-        self._faults: SampleFaults[JointState] = SampleFaults(params.fault_config())
+        faults = params.fault_config()
+        self._faults: SampleFaults[JointState] = SampleFaults(faults)
+        self.activity = Activity(faults.inactive_s)
         self._sent: dict[str, tuple[Any, Any]] = {}  # newest message per topic, for a resend
         self._publishers: dict[str, Any] = {}
         name = f'{prefix}{robot.controller}'
@@ -112,9 +115,16 @@ class WorldTopics:
         """Publish joint_states: rad, rad/s, and the actuators' torque in N m."""
         if isinstance(self.controller, VelocityStream | EffortStream):
             self._note(self.controller.measured(position, velocity))
+        if self.activity.changes(ns / NS_PER_S):
+            self._halt(position)
         msg = self._faults.pass_on(self._joints.message(ns, position, velocity, self.effort))
         if msg is not None:
             self._send('joint_states', JointState, qos.STATE, msg)
+
+    def _halt(self, position: np.ndarray) -> None:
+        self.controller.halt(position)
+        now = 'inactive' if self.activity.inactive else 'active again'
+        self._node.get_logger().warning(f'the controller is {now} (faults.controller_inactive_s)')
 
     def publish_image(self, ns: int, camera: str, rgb: np.ndarray, focal_px: float) -> None:
         """Publish <camera>/image_raw (rgb8) and <camera>/camera_info of an ideal pinhole."""
@@ -193,11 +203,13 @@ class WorldTopics:
     def _is_stale(self, ns: int | None, fits: bool = False) -> bool:
         """Tell, and count, whether a command was not made for the present world.
 
-        In lockstep only the answer to the present observation counts, and only once. In real time
-        anything goes that was not made before the world was reset; `fits` says that the arm can
-        follow it from where it is.
+        An inactive controller takes none. In lockstep only the answer to the present observation
+        counts, and only once. In real time anything goes that was not made before the world was
+        reset; `fits` says that the arm can follow it from where it is.
         """
-        if self._lockstep:
+        if self.activity.inactive:
+            stale = True
+        elif self._lockstep:
             stale = self.answered or not (ns is None or same_stamp(ns, self.now_ns))
         elif self._began_ns is None:
             stale = False

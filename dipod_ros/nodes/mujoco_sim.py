@@ -293,6 +293,7 @@ class MujocoSim(Node):
             'last_rejection': next((w.last_rejection for w in worlds if w.last_rejection), ''),
             'rejected_commands': sum(w.rejected for w in worlds),
             'ignored_commands': sum(w.ignored for w in worlds),
+            'inactive_controllers': [i for i, w in enumerate(worlds) if w.activity.inactive],
             'command_timeouts': sum(getattr(w.controller, 'timeouts', 0) for w in worlds),
             'resends': self._resends,
             'waiting_worlds': [i for i, w in enumerate(worlds) if not w.answered]

@@ -44,6 +44,10 @@ class ArmController:
         self._target_velocity = np.zeros_like(self.position)
         self._path: _Path | None = None
 
+    def halt(self, position: np.ndarray) -> None:
+        """Stop, or begin again, where the arm is measured [A] (rad): at rest, without a command."""
+        self.reset(position)
+
     def follow(
         self,
         times_s: np.ndarray,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Owns what goes wrong on purpose between a joint sensor and its topic. No ROS."""
+"""Owns what goes wrong on purpose: which faults there are, and those of a joint sensor. No ROS."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from dipod_ros.sim.inactive import check_spans
+
 T = TypeVar('T')
 
 
 @dataclass(frozen=True)
 class FaultConfig:
-    """Faults of joint_states; all off by default."""
+    """Faults of joint_states and of the arm controller; all off by default."""
 
     drop_every: int = 0  # leave out every n-th sample; 0 is none
     delay: int = 0  # samples arrive this many later, with the stamp of when they were taken
+    inactive_s: tuple[float, ...] = ()  # the controller is inactive [from, to, from, to, ...]
+
+    def __post_init__(self) -> None:
+        check_spans(self.inactive_s)
 
 
 class SampleFaults(Generic[T]):

@@ -66,6 +66,10 @@ class _Timed:
         self._expires_s: float | None = None  # None: no command is in force
         self.measured_velocity = np.zeros(len(position))
 
+    def halt(self, position: np.ndarray) -> None:
+        """Take the command out of force, as a timeout does; `position` [A] (rad) is where."""
+        self._expires_s = None
+
     def follow(self, *_args: object) -> list[str]:
         """Refuse a trajectory: this controller takes none."""
         raise CommandError('this simulated controller takes no trajectory: see `interface`')
@@ -108,6 +112,11 @@ class VelocityStream(_Timed):
 
     def reset(self, position: np.ndarray) -> None:
         """Go on with the present command; `position` [A] (rad) is where the arm is now."""
+
+    def halt(self, position: np.ndarray) -> None:
+        """Brake, and judge the next command by what the drive does, not by the last command."""
+        super().halt(position)
+        self._command = self._applied
 
     def command(self, velocities: np.ndarray, now_s: float) -> list[str]:
         """Take velocities [A] (rad/s); return the limits violated."""

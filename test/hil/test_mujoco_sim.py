@@ -328,6 +328,28 @@ def test_the_late_scenario_brings_samples_two_periods_late(start):
     assert world.stamps()[-1] == now_ns
 
 
+def test_an_inactive_controller_leaves_commands_alone_and_begins_again_at_the_arm(start):
+    commander, _ = start(task='none', faults__controller_inactive_s=[0.0, 3.0])
+    world = commander.worlds[0]
+    commander.wait(lambda: world.joints)
+    q = world.index.positions(world.joints[0])
+    commander.follow(0, hold(q + 0.02, 10))
+    figures = commander.wait_status(ignored_commands=1)
+    assert figures['commands'] == 0 and figures['inactive_controllers'] == [0]
+    commander.wait_status(inactive_controllers=[])
+    assert np.abs(world.index.positions(world.joints[-1]) - q).max() < 2e-3
+    # What continues from where the arm would be by now is a jump, and is seen.
+    commander.follow(0, hold(q + 0.3, 1))
+    assert 'velocity of' in commander.wait_status(commands=1, limit_violations=1)['last_violation']
+
+
+def test_the_scenario_of_an_inactive_controller_is_one_that_starts(start):
+    scenario = resource('sim/scenarios/inactive_controller.yaml')
+    commander, _ = start(task='none', real_time_factor=2.0, params_files=[scenario])
+    commander.wait_status(inactive_controllers=[0])
+    commander.wait_status(inactive_controllers=[])
+
+
 def test_another_robot_by_its_file_alone(start):
     commander, _ = start('arm2', task='none', lockstep=True, lockstep_resend_s=0.1)
     period_ns = 20_000_000
@@ -385,7 +407,9 @@ def test_an_episode_begins_with_a_picture_however_rare_they_are(start, gl):
         ('arm7', {'worlds': 0}, 'worlds'),
         ('arm7', {'lockstep': True, 'camera_every': 2}, 'camera_every 2 would leave observations'),
         ('arm7', {'lockstep': True, 'faults__drop_joint_states': 3}, 'faults.drop_joint_states'),
-        ('arm7', {'lockstep': True, 'faults__delay_joint_states': 1}, 'or lockstep to false'),
+        ('arm7', {'lockstep': True, 'faults__delay_joint_states': 1}, 'set lockstep to false'),
+        ('arm7', {'lockstep': True, 'faults__controller_inactive_s': [1.0, 2.0]}, 'are for real'),
+        ('arm7', {'faults__controller_inactive_s': [1.0]}, 'pairs of simulated times'),
         ('arm7', {'real_time_factor': 1}, 'real_time_factor'),
     ],
 )
