@@ -92,6 +92,15 @@ def assert_smooth(setpoints, limits):
     assert np.all(path >= limits.lower) and np.all(path <= limits.upper)
 
 
+def assert_within_limits(path, step_s, limits):
+    """Positions [K, A] of a stream, one per step, keep the limits."""
+    speed = np.diff(path, axis=0) / step_s
+    assert np.all(path >= limits.lower - 1e-12) and np.all(path <= limits.upper + 1e-12)
+    assert np.all(np.abs(speed) <= limits.velocity * (1 + 1e-9) + 1e-9)
+    change = np.abs(np.diff(speed, axis=0)) / step_s
+    assert np.all(change <= limits.acceleration * (1 + 1e-6) + 1e-6)
+
+
 def assert_legal(limits, previous, velocity, points):
     """Check control points [K, A] that follow `previous`, reached with `velocity`."""
     ulp = 1e-9  # round-off of float64 in rad, rad/s and rad/s^2 alike

@@ -20,6 +20,7 @@ from dipod_ros.policy.ros_names import require_topic
 from dipod_ros.ros import messages, qos
 from dipod_ros.ros.scheduling import sharpen_sleep
 from dipod_ros.serving import setpoints
+from dipod_ros.serving.drive import Drive
 from dipod_ros.serving.drive_laws import Joints, PositionLaw, VelocityLaw, per_joint
 from dipod_ros.serving.effort_law import EffortLaw
 from dipod_ros.serving.latency import LatencyWindow
@@ -118,25 +119,24 @@ class StreamOutput:
         """Play the plans of a loop until `stop` is set, or the loop is stopped and all stands."""
         sharpen_sleep()
         stream = self._stream = setpoints.SetpointStream(loop, self.rate_hz)
-        law = self._law(buffer, stream.step_s)
+        drive = Drive(loop, stream, self._law(buffer, stream.step_s))
         try:
-            self._play(loop, stream, law, stop, hurry)
+            self._play(loop.clock, stream, drive, stop, hurry)
         finally:
             # Whatever ended it: what a drive was told last stays in force.
-            while (values := law.idle()) is not None:
+            while (values := drive.idle()) is not None:
                 self._publish(values)
                 time.sleep(stream.step_s / loop.grid.rate)
 
     def _play(
         self,
-        loop: RealTimeLoop,
+        clock: Callable[[], float],
         stream: setpoints.SetpointStream,
-        law: PositionLaw | VelocityLaw | EffortLaw,
+        drive: Drive,
         stop: threading.Event,
         hurry: threading.Event,
     ) -> None:
-        clock = loop.clock
-        while not stop.is_set():
+        while not (stop.is_set() or drive.done):
             wait_s = stream.next_s() - clock()
             if hurry.is_set():
                 hurry.clear()
@@ -147,15 +147,10 @@ class StreamOutput:
                 stream.prepare()
             else:
                 due_s = stream.due_s
-                setpoint = stream.sample()
-                resting = setpoint is None or setpoint.resting
-                closing = loop.stopped and resting
-                values = law.idle() if setpoint is None else law.command(setpoint, clock(), closing)
+                values = drive.command()
                 if values is not None:
                     self._publish(values)
                     self.lateness.add(clock() - due_s)
-                if closing and law.settled:
-                    return
 
     def _publish(self, values: np.ndarray) -> None:
         self._msg.data = messages.doubles(values)

@@ -76,6 +76,7 @@ class PositionLaw:
     """The setpoint itself."""
 
     settled = True  # nothing has to be brought to an end
+    astray = False  # a drive that takes positions holds the arm by itself
 
     def command(self, setpoint: Setpoint, now_s: float, closing: bool) -> np.ndarray | None:
         """Return positions [A] (rad)."""
@@ -94,6 +95,8 @@ class VelocityLaw:
     (v h + v^2 / 2 a <= room, as in policy/limits.py); its change by the acceleration limit, which
     wins: it is the only bound that a drive cannot exceed without a jerk.
     """
+
+    astray = False  # what the arm is off by is made up for within the limits
 
     def __init__(self, limits: JointLimits, step_s: float, gain: float, joints: Joints) -> None:
         """Take the limits, the time between two commands (s), the gain (1/s) and the sensors."""

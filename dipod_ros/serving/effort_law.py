@@ -29,7 +29,9 @@ class EffortLaw:
     setpoint makes meanwhile.
 
     Needs young positions and velocities. Without them the arm is let go: a torque for an arm that
-    nobody sees is worse than none, and whoever applies torques has to stop when commands do.
+    nobody sees is worse than none, and whoever applies torques has to stop when commands do. An arm
+    that was let go is taken up by a setpoint that begins where it is, never by one that went on
+    without it: the torque would be that of the whole way between them, at once.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class EffortLaw:
         self._past = SetpointMemory(step_s, joints.max_age_s + MEMORY_SLACK_S)
         self._position: np.ndarray | None = None  # where the arm was seen last
         self._released = True  # nothing is in force that moves the arm
+        self.astray = False  # an arm that was let go is seen again; the setpoint is elsewhere
         self._closing_s: float | None = None  # since when it is brought to an end
         self._fast_s = 0.0  # when it was seen to move last
 
@@ -60,7 +63,7 @@ class EffortLaw:
         return self._released
 
     def command(self, setpoint: Setpoint, now_s: float, closing: bool) -> np.ndarray | None:
-        """Return torques [A] (N m), None once an arm that is not seen was let go.
+        """Return torques [A] (N m), None while an arm that was let go is not taken up.
 
         When `closing`, the arm is held at the setpoint until it stands, then let go.
         """
@@ -69,17 +72,21 @@ class EffortLaw:
         if position is None or velocity is None:
             return self.idle()
         self._position = position.values
+        if self._released and not setpoint.first:
+            self.astray = True
+            return None
         if closing and self._stands(velocity.values, now_s):
             return self.idle()
         where = self._past.at(position.received_s, now_s).position - position.values
         speed = self._past.at(velocity.received_s, now_s).velocity - velocity.values
-        self._released = False
+        self._released = self.astray = False
         return self._clip(self._kp * where + self._kd * speed + self._weight())
 
     def idle(self) -> np.ndarray | None:
         """Let the arm go: its weight is all that is still carried; None once that was said."""
         self._past.clear()
         self._closing_s = None
+        self.astray = False
         if self._released:
             return None
         self._released = True

@@ -25,7 +25,7 @@ from dipod_ros.serving.loop import Command, Decided, Loop
 from dipod_ros.serving.observation import Sample, StreamProblem
 from dipod_ros.serving.outcome_guard import OutcomeGuard
 from dipod_ros.serving.reset_watch import ResetWatch
-from dipod_ros.serving.safety import ESTOP, STALE, UNDERRUN, WATCHDOG, Watchdog
+from dipod_ros.serving.safety import ESTOP, RESYNC, STALE, UNDERRUN, WATCHDOG, Watchdog
 from dipod_ros.serving.stamp_guard import StampGuard
 from dipod_ros.serving.stream_watch import StreamWatch
 from dipod_ros.serving.tick_grid import TickGrid
@@ -197,6 +197,28 @@ class RealTimeLoop(Loop):
     def void(self, command: Command) -> bool:
         """Tell whether everything planned became void since a command was made."""
         return command.begun_anew != self.begun_anew
+
+    def begin_where_it_is(self) -> None:
+        """Put the command where the arm is seen, and brake from the speed that it has there.
+
+        For drives that let the arm go: on the way that was planned nothing held it.
+        """
+        with self.wake:
+            joints = self.joint_sample()
+            if self.timeline.plan is None or joints is None:
+                return
+            self._end_decision(self._newest_stamp_ns(), interrupted=True)
+            self._generation += 1
+            self._ramp_due = True
+            if not self.start_place.allows(joints.values):
+                self.timeline.clear()
+                self.begun_anew += 1
+                return
+            speed = self.buffer.sample('joint_velocity', self.config.joint_topic)
+            still = np.zeros_like(joints.values)
+            velocity = still if speed is None else speed.values
+            self.timeline.catch(joints.values, velocity, self.tick)
+            self.safety.count(RESYNC)
 
     def ready(self) -> bool:
         """Tell whether a decision is due; call while holding `wake`."""

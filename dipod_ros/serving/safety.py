@@ -200,6 +200,23 @@ class SafetyFilter:
                 changes.append(WORKSPACE)
         return points, list(dict.fromkeys(changes))
 
+    def within(self, position: np.ndarray, velocity: np.ndarray, periods: float) -> np.ndarray:
+        """Return the part of a velocity [A] (rad/s) that a command may begin with.
+
+        At position [A] it goes on for some control periods T, then it brakes. So it keeps the
+        velocity limit, and stops before the position limits: v T + v^2 / 2 a <= room, the left side
+        being at least the distance of `brake`, whose first step is a slower one already.
+        """
+        limits = self.limits
+        step = periods * self._step
+        up, down = (
+            np.sqrt(step**2 + 2 * limits.acceleration * np.maximum(room, 0.0)) - step
+            for room in (limits.upper - position, position - limits.lower)
+        )
+        return np.clip(
+            velocity, -np.minimum(limits.velocity, down), np.minimum(limits.velocity, up)
+        )
+
     def brake(self, position: np.ndarray, velocity: np.ndarray) -> Motion:
         """Come to rest as fast as the acceleration limits allow."""
         return Motion(self._tail(position, velocity), 0, 0.0)

@@ -76,6 +76,7 @@ class SetpointStream:
         self._tick: int | None = None  # where the segment being played begins; None: not playing
         self._into_ns = 0  # how far into it the next sample is
         self._points = np.zeros((3, 0))
+        self._first = False  # the next sample begins a stream
         self._begun_anew = loop.begun_anew
         self._due_s = self._clock()
         self.missed = 0  # instants at which no sample was taken
@@ -100,19 +101,28 @@ class SetpointStream:
         """Look for reasons to stop between two control points."""
         self._loop.control()
 
+    def begin_where_it_is(self) -> None:
+        """Begin a new stream where the arm is by now: nothing held it on the old one."""
+        with self._loop.wake:
+            self._loop.control()
+            self._loop.begin_where_it_is()
+            self._tick = None
+            self._enter(self._loop.tick - 1, 0)
+        self._first = True
+
     def sample(self) -> Setpoint | None:
         """Return the setpoint of the instant `due_s`, None while there is no plan."""
         self._keep_pace()
         if self._loop.begun_anew != self._begun_anew:
             self._tick = None  # the world was reset: what was planned is void
         self.prepare()
-        begins = self._tick is None
-        if begins:
+        if self._tick is None:
             self._begin()
             if self._tick is not None:
                 self._due_s = self._clock() + self.step_s
         if self._tick is None:
             return None
+        begins, self._first = self._first, False
         c0, c1, c2 = self._points
         u = self._into_ns / self._period_ns
         first, second = c1 - c0, c2 - c1
@@ -144,6 +154,7 @@ class SetpointStream:
         # The point of `tick` is committed: what is played now leads there.
         behind_ns = self._target_ns() - (tick - 1) * self._period_ns
         self._enter(tick - 1, 0)
+        self._first = True
         if self._standing:
             self._into_ns = int(np.clip(behind_ns, 0, self._period_ns - 1))
 

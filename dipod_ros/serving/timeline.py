@@ -106,6 +106,22 @@ class ChunkTimeline:
         self.plan = Plan(tick, np.tile(start, (TRAIL, 1)), rest, None)
         return self.plan
 
+    def catch(self, position: np.ndarray, velocity: np.ndarray, tick: int) -> Plan:
+        """Have the command begin in a measured state [A] (rad, rad/s), and brake.
+
+        The spline is at the position, and as fast as the limits allow, where the segment of
+        `tick` - 1 begins: whoever plays the plan has nothing before that.
+        """
+        self._forget()
+        start = self._safety.clip(np.asarray(position, dtype=np.float64))
+        # A knot is half-way between two points: that of `tick` - 1 is so many steps before the last.
+        ahead = 1.5
+        speed = self._safety.within(start, np.asarray(velocity, dtype=np.float64), ahead)
+        steps = ahead - np.arange(TRAIL)[::-1, None]
+        trail = start + steps * speed * self._safety.dt
+        self.plan = Plan(tick, trail, self._safety.brake(trail[-1], speed), None)
+        return self.plan
+
     def clear(self) -> None:
         """Forget where the command is."""
         self._forget()

@@ -52,8 +52,8 @@ def strong_law(arm):
     return EffortLaw(np.full(3, 87.0), np.full(3, 600.0), np.full(3, 60.0), arm.joints, STEP)
 
 
-def stand(position):
-    return Setpoint(np.asarray(position, dtype=float), np.zeros(3), True)
+def stand(position, first=True):
+    return Setpoint(np.asarray(position, dtype=float), np.zeros(3), True, first)
 
 
 class Braking:
@@ -65,10 +65,11 @@ class Braking:
     def next(self):
         if self.now_s >= self.begin_s:
             self.velocity = max(self.velocity - 7.5 * STEP, 0.0)
+        first = self.now_s == 0.0
         self.position += self.velocity * STEP
         self.now_s += STEP
         ones = np.ones(3)
-        return Setpoint(self.position * ones, self.velocity * ones, self.velocity == 0.0)
+        return Setpoint(self.position * ones, self.velocity * ones, self.velocity == 0.0, first)
 
 
 def drive(arm, law, seconds, setpoints, sensing=True, closing=False):
@@ -95,7 +96,7 @@ def moving(arm, law):
 
 def test_torque_is_pd_plus_gravity_clipped(arm):
     arm.sense([0.0, 0.0, 0.0], [0.1, 0.0, 0.0])
-    setpoint = Setpoint(np.array([0.01, 0.02, 0.5]), np.array([0.2, 0.0, 0.0]), False)
+    setpoint = Setpoint(np.array([0.01, 0.02, 0.5]), np.array([0.2, 0.0, 0.0]), False, first=True)
     torque = law_of(arm).command(setpoint, arm.clock.now, False)
     np.testing.assert_allclose(torque, [2.0, 2.0, 1.0])
     torque = law_of(arm, lambda q: q + 3.0).command(setpoint, arm.clock.now, False)
@@ -175,10 +176,31 @@ def test_setpoints_of_before_the_first_of_a_stream_do_not_count(arm):
     """The world was reset: what the arm was told elsewhere says nothing about where it is."""
     law = law_of(arm)
     arm.sense(np.ones(3), np.zeros(3))
-    for _ in range(4):
-        law.command(stand(np.ones(3)), arm.clock.now, False)
+    for k in range(4):
+        law.command(stand(np.ones(3), first=k == 0), arm.clock.now, False)
         arm.clock.advance(STEP)
     arm.sense(np.zeros(3), np.zeros(3))
     arm.clock.advance(2 * STEP)
     begin = Setpoint(np.zeros(3), np.zeros(3), True, first=True)
     np.testing.assert_array_equal(law.command(begin, arm.clock.now, False), 0.0)
+
+
+@pytest.mark.parametrize('sense', ['late', 'lost'])
+def test_an_arm_that_nothing_holds_is_taken_up_where_its_setpoint_begins_alone(arm, sense):
+    """Whether it was let go or never held: the setpoint went on without it."""
+    law = law_of(arm)
+    if sense == 'lost':
+        arm.sense(np.zeros(3), np.zeros(3))
+    law.command(stand(np.zeros(3)), arm.clock.now, False)
+    arm.clock.advance(MAX_AGE_S + 0.01)
+    law.command(stand(np.zeros(3), first=False), arm.clock.now, False)
+    assert law.settled and not law.astray
+    arm.sense(np.full(3, 0.05), np.zeros(3))
+    for _ in range(3):
+        assert law.command(stand(np.zeros(3), first=False), arm.clock.now, False) is None
+        assert law.settled and law.astray
+    np.testing.assert_allclose(
+        law.command(stand(np.full(3, 0.05)), arm.clock.now, False), 0.0, atol=1e-9
+    )
+    assert not law.settled and not law.astray
+    assert law.command(stand(np.full(3, 0.06), first=False), arm.clock.now, False).any()

@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 from checkpoints import HORIZON
+from worlds import assert_within_limits
 
 from dipod_ros.errors import UserError
 from dipod_ros.serving import safety
@@ -77,14 +78,6 @@ def make_player(make_bench):
         return Player(bench, rate_hz)
 
     return make
-
-
-def assert_within_limits(path, step_s, limits):
-    speed = np.diff(path, axis=0) / step_s
-    assert np.all(path >= limits.lower - 1e-12) and np.all(path <= limits.upper + 1e-12)
-    assert np.all(np.abs(speed) <= limits.velocity * (1 + 1e-9) + 1e-9)
-    change = np.abs(np.diff(speed, axis=0)) / step_s
-    assert np.all(change <= limits.acceleration * (1 + 1e-6) + 1e-6)
 
 
 @pytest.mark.parametrize('rate_hz', [25.0, 50.0, 130.0, 333.0, 500.0])
