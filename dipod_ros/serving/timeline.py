@@ -114,7 +114,7 @@ class ChunkTimeline:
         """
         self._forget()
         start = self._safety.clip(np.asarray(position, dtype=np.float64))
-        # A knot is half-way between two points: that of `tick` - 1 is so many steps before the last.
+        # A knot is half-way between two points: that of `tick` - 1 is so far before the last one.
         ahead = 1.5
         speed = self._safety.within(start, np.asarray(velocity, dtype=np.float64), ahead)
         steps = ahead - np.arange(TRAIL)[::-1, None]
