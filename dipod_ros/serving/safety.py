@@ -205,7 +205,7 @@ class SafetyFilter:
 
         At position [A] it goes on for some control periods T, then it brakes. So it keeps the
         velocity limit, and stops before the position limits: v T + v^2 / 2 a <= room, the left side
-        being at least the distance of `brake`, whose first step is a slower one already.
+        being at least the distance of `brake`, whose first step is slower already.
         """
         limits = self.limits
         step = periods * self._step
