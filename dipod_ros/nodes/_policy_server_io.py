@@ -14,6 +14,7 @@ from std_msgs.msg import Float64MultiArray, UInt8MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
 from dipod_ros.errors import UserError
+from dipod_ros.nodes._policy_server_topic import CommandTopic
 from dipod_ros.policy.decision import Decision, encode
 from dipod_ros.policy.spec import Stream
 from dipod_ros.ros import messages, qos, taking
@@ -152,7 +153,7 @@ class CommandOutput:
         control_period_s: float,
         lockstep: bool,
     ) -> None:
-        """Create the publisher; it is mute until the node is active."""
+        """Name the topic; it is to be opened when the node becomes active."""
         self._dt = control_period_s
         self._lockstep = lockstep
         self._trajectory = interface == 'trajectory'
@@ -161,9 +162,7 @@ class CommandOutput:
             kind, topic = JointTrajectory, f'{controller}/joint_trajectory'
         else:
             kind, topic = Float64MultiArray, f'{controller}/commands'
-        self._node = node
-        self._publisher = node.create_lifecycle_publisher(kind, topic, qos.COMMAND)
-        self.topic = self._publisher.topic_name
+        self.topic = CommandTopic(node, kind, topic)
         self.sent = 0
 
     def send(self, command: Command, loop: object) -> None:
@@ -175,16 +174,8 @@ class CommandOutput:
             msg = self._writer.message(command.stamp_ns, *command.plan.knots(self._dt))
         else:
             msg = self._timed(command, loop)
-        self._publisher.publish(msg)
+        self.topic.publish(msg)
         self.sent += 1
-
-    def listeners(self) -> int:
-        """Return how many subscriptions the commands reach."""
-        return self._publisher.get_subscription_count()
-
-    def close(self) -> None:
-        """Destroy the publisher."""
-        self._node.destroy_lifecycle_publisher(self._publisher)
 
     def _timed(self, command: Command, loop: RealTimeLoop) -> bytes | JointTrajectory:
         """Give the points their times on the robot's clock, on one grid across chunks."""

@@ -29,10 +29,15 @@ class ListenerCheck:
         if self._alone >= LOOKS:
             self._notices.set(
                 'listener',
-                f'nobody listens on {topic}: start the controller, or set `controller` to its name',
+                nobody(topic),
             )
 
     def forget(self) -> None:
         """Nothing is commanded any more: begin anew when it is."""
         self._alone = 0
         self._notices.clear('listener', 'nothing is commanded')
+
+
+def nobody(topic: str) -> str:
+    """Return what to do where nobody listens."""
+    return f'nobody listens on {topic}: start the controller, or set `controller` to its name'

@@ -15,9 +15,10 @@ from std_msgs.msg import Float64MultiArray
 
 from dipod_ros.errors import UserError
 from dipod_ros.nodes._policy_server_params import PolicyServerParams
+from dipod_ros.nodes._policy_server_topic import CommandTopic
 from dipod_ros.policy.limits import JointLimits
 from dipod_ros.policy.ros_names import require_topic
-from dipod_ros.ros import messages, qos
+from dipod_ros.ros import messages
 from dipod_ros.ros.scheduling import sharpen_sleep
 from dipod_ros.serving import setpoints
 from dipod_ros.serving.drive import Drive
@@ -91,13 +92,10 @@ class StreamOutput:
     def __init__(
         self, node: LifecycleNode, p: PolicyServerParams, limits: JointLimits, topic: str
     ) -> None:
-        """Create the publisher; it is mute until the node is active. `topic` has the joints."""
-        self._node, self._p, self._limits, self._joint_topic = node, p, limits, topic
+        """Name the topic to be opened when the node becomes active. `topic` has the joints."""
+        self._p, self._limits, self._joint_topic = p, limits, topic
         self._gravity = gravity_of(p)
-        self._publisher = node.create_lifecycle_publisher(
-            Float64MultiArray, f'{p.controller}/commands', qos.COMMAND
-        )
-        self.topic = self._publisher.topic_name
+        self.topic = CommandTopic(node, Float64MultiArray, f'{p.controller}/commands')
         self.rate_hz = p.command_rate_hz or 1 / p.control_period_s
         self._msg = Float64MultiArray()
         self.sent = 0
@@ -154,7 +152,7 @@ class StreamOutput:
 
     def _publish(self, values: np.ndarray) -> None:
         self._msg.data = messages.doubles(values)
-        self._publisher.publish(self._msg)
+        self.topic.publish(self._msg)
         self.sent += 1
 
     def figures(self) -> dict[str, Any]:
@@ -167,14 +165,6 @@ class StreamOutput:
             'late p50 us': self.lateness.percentile(50) * 1e6,
             'late p99 us': self.lateness.percentile(99) * 1e6,
         }
-
-    def listeners(self) -> int:
-        """Return how many subscriptions the commands reach."""
-        return self._publisher.get_subscription_count()
-
-    def close(self) -> None:
-        """Destroy the publisher."""
-        self._node.destroy_lifecycle_publisher(self._publisher)
 
     def _law(
         self, buffer: ObservationBuffer, step_s: float

@@ -166,6 +166,11 @@ class PolicyServerParams:
         '<controller>/commands',
         choices=INTERFACES,
     )
+    sole_commander: bool = param(
+        True,
+        'not to become active while another node publishes on the command topic, and to warn of '
+        'one that comes; false is for one that never commands while this node acts',
+    )
     command_rate_hz: float = param(
         0.0,
         'rate of position, velocity and effort commands in real time, 50 to 500; 0 is one command '

@@ -13,6 +13,7 @@ from dipod_ros.serving.agent import Agent
 from dipod_ros.serving.lockstep import LockstepLoop
 from dipod_ros.serving.loop import Loop
 from dipod_ros.serving.notices import Notices
+from dipod_ros.serving.observation import ObservationBuffer, ObservationLayout
 from dipod_ros.serving.realtime import RealTimeLoop
 from dipod_ros.serving.safety import SafetyFilter
 from dipod_ros.serving.succession import Succession
@@ -88,15 +89,19 @@ def policy_report(now: dict[str, Any]) -> Report:
     return Report(Level.OK, now['state'], values)
 
 
-def stream_report(loop: Loop | None, notices: Notices) -> Report:
-    """Report the age of every stream and what is wrong with it."""
-    if loop is None:
-        return Report(Level.OK, 'not active')
+def ages(layout: ObservationLayout, buffer: ObservationBuffer) -> dict[str, Any]:
+    """Return the age of every stream."""
     values: dict[str, Any] = {}
-    for stream in loop.agent.policy.layout.sensed:
-        age = loop.buffer.age_s(stream.source, stream.topic)
+    for stream in layout.sensed:
+        age = buffer.age_s(stream.source, stream.topic)
         values[f'{stream.name} age_s'] = 'nothing received' if age is None else age
-    values['rejected samples'] = loop.buffer.rejected
+    values['rejected samples'] = buffer.rejected
+    return values
+
+
+def stream_report(loop: Loop, notices: Notices, more: dict[str, Any]) -> Report:
+    """Report the age of every stream and what is wrong with it."""
+    values = ages(loop.agent.policy.layout, loop.buffer) | more
     if isinstance(loop, LockstepLoop):
         values['waiting for'] = loop.look_around()
     problems = notices.active

@@ -21,15 +21,16 @@ from std_msgs.msg import String
 
 from dipod_ros.errors import UserError
 from dipod_ros.nodes import _policy_server_status as status
+from dipod_ros.nodes._policy_server_commanders import Commanders
 from dipod_ros.nodes._policy_server_episodes import EpisodeNews, may_hold
 from dipod_ros.nodes._policy_server_estop import EStopInput
 from dipod_ros.nodes._policy_server_inline import InlineDecisions
 from dipod_ros.nodes._policy_server_io import CommandOutput, RecordOutput, SensorInput
-from dipod_ros.nodes._policy_server_listener import ListenerCheck
 from dipod_ros.nodes._policy_server_loop import JOINT_TOPIC, loop_config
 from dipod_ros.nodes._policy_server_output import StreamOutput, check_output, is_streamed
 from dipod_ros.nodes._policy_server_params import PolicyServerParams
 from dipod_ros.nodes._policy_server_shadow import identity, shadow_report
+from dipod_ros.nodes._policy_server_streams import StreamReports
 from dipod_ros.nodes._policy_server_swap import CheckpointRequests
 from dipod_ros.nodes._policy_server_threads import ServerThreads
 from dipod_ros.nodes._policy_server_workspace import make_workspace
@@ -37,7 +38,7 @@ from dipod_ros.policy.limits import JointLimits
 from dipod_ros.policy.spec import Stream
 from dipod_ros.resources import share_dir
 from dipod_ros.ros import qos
-from dipod_ros.ros.diagnostics import Diagnostics, Report
+from dipod_ros.ros.diagnostics import Diagnostics
 from dipod_ros.ros.lifecycle import OK, ManagedNode, transition
 from dipod_ros.ros.params import declare
 from dipod_ros.ros.runtime import run_node
@@ -81,7 +82,8 @@ class PolicyServer(ManagedNode):
             EngineFactory(p.engine, p.threads, p.precision, guided=p.seam == 'rtc'),
         )
         self._notices = Notices(self._tell)
-        self._listeners = ListenerCheck(self._notices)
+        self._commanders = Commanders(p.sole_commander, self._notices, self.get_logger().info)
+        self._streams = StreamReports(p, limits, self._notices, self._commanders)
         unbound = use_cores(p.cpu_affinity)
         if unbound:
             self.get_logger().warning(unbound)
@@ -91,6 +93,7 @@ class PolicyServer(ManagedNode):
         self._state = 'unconfigured'
         self._status_lock = threading.Lock()
         self._agent: Agent | None = None
+        self._buffer: ObservationBuffer | None = None
         self._input: SensorInput | None = None
         self._output: CommandOutput | StreamOutput | None = None
         self._loop: Loop | None = None
@@ -162,6 +165,7 @@ class PolicyServer(ManagedNode):
         """Begin to act."""
         p = self.params
         hold = may_hold(self.get_parameter('hold_between_episodes').value, p.lockstep)
+        self._commanders.claim(self._output.topic)
         result = super().on_activate(state)
         kind = LockstepLoop if p.lockstep else RealTimeLoop
         log = DecisionLog(time.monotonic, p.outcome_timeout_s)
@@ -187,7 +191,7 @@ class PolicyServer(ManagedNode):
         self._threads.start()
         self._state = 'active'
         where = 'in lockstep' if p.lockstep else 'in real time'
-        self.get_logger().info(f'active: acting {where} on {self._output.topic}')
+        self.get_logger().info(f'active: acting {where} on {self._output.topic.name}')
         return result
 
     @transition
@@ -195,7 +199,9 @@ class PolicyServer(ManagedNode):
         """Bring the arm to rest, then command nothing more."""
         self._halt()
         self._state = 'inactive'
-        return super().on_deactivate(state)
+        result = super().on_deactivate(state)
+        self._output.topic.close()
+        return result
 
     @transition
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -219,14 +225,17 @@ class PolicyServer(ManagedNode):
         if self._threads is not None and not self._threads.stop():
             self.get_logger().error('a thread of the server did not end in time')
         self._threads = self._loop = None
+        if self._buffer is not None:
+            self._buffer.trust()
         self._episodes.halted()
 
     def _release(self, state: str) -> None:
         self._halt()
         self._requests.close()
-        for part in (self._input, self._output):
-            if part is not None:
-                part.close()
+        if self._input is not None:
+            self._input.close()
+        if self._output is not None:
+            self._output.topic.close()
         self._input = self._output = self._agent = None
         self._state = state
 
@@ -308,7 +317,12 @@ class PolicyServer(ManagedNode):
     def _make_diagnostics(self) -> Diagnostics:
         diagnostics = Diagnostics(self, hardware_id=self.params.robot)
         diagnostics.add('policy', lambda: status.policy_report(self._status_now()))
-        diagnostics.add('streams', self._stream_report)
+        diagnostics.add(
+            'streams',
+            lambda: self._streams.report(
+                self._loop, self._agent, self._buffer, self._output and self._output.topic
+            ),
+        )
         diagnostics.add(
             'decisions',
             lambda: status.decision_report(
@@ -323,13 +337,6 @@ class PolicyServer(ManagedNode):
         )
         diagnostics.add('safety', lambda: status.safety_report(self._safety, self._loop))
         return diagnostics
-
-    def _stream_report(self) -> Report:
-        if self._loop is None:
-            self._listeners.forget()
-        else:
-            self._listeners.look(self._output.topic, self._output.listeners)
-        return status.stream_report(self._loop, self._notices)
 
 
 def main(args: list[str] | None = None) -> int:

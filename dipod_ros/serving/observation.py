@@ -65,7 +65,11 @@ class ObservationBuffer:
         self._rejections: dict[tuple[str, str], str] = {}
         self.rejected = 0
         # Judges (source, topic, stamp, receipt): why a sample is refused, '' when it is not.
-        self.judge: Callable[[str, str, int, float], str] = lambda *_: ''
+        self.judge: Callable[[str, str, int, float], str] = _refuses_nothing
+
+    def trust(self) -> None:
+        """Refuse no stamp: whoever knew the robot's clock does not follow it any more."""
+        self.judge = _refuses_nothing
 
     def put(self, source: str, topic: str, values: np.ndarray | Picture, stamp_ns: int) -> bool:
         """Keep a sample; return False when it is refused: not finite, or stamped at another time.
@@ -234,6 +238,10 @@ class ObservationLayout:
                 )
                 wrong.append(StreamProblem(stream.name, stream.topic, 'size', text))
         return wrong
+
+
+def _refuses_nothing(source: str, topic: str, stamp_ns: int, received_s: float) -> str:
+    return ''
 
 
 def _fits(stream: Stream, sample: Sample) -> bool:

@@ -28,7 +28,7 @@ class Robot(Peer):
 
     def __init__(self, context, joints, controller='arm_controller'):
         super().__init__(context, 'robot')
-        self.joints = tuple(joints)
+        self.joints, self.controller = tuple(joints), controller
         self.trajectories, self.commands, self.records = [], [], []
         self.statuses, self.diagnostics = [], {}
         self.figures = []  # what a simulator says of itself, where there is one
@@ -95,12 +95,14 @@ class Robot(Peer):
             self._joint_states.get_subscription_count() > 0
             and self._goal.get_subscription_count() > 0
             and self._outcome.get_subscription_count() > 0
-            and any(
-                self.count_publishers(f'arm_controller/{t}')
-                for t in ('joint_trajectory', 'commands')
-            )
+            and (self.status.get('state') != 'active' or self.commanders() > 0)
             and self.count_publishers('replay') > 0
         )
+
+    def commanders(self):
+        """Return how many publishers there are on the command topics."""
+        topics = ('joint_trajectory', 'commands')
+        return sum(self.count_publishers(f'{self.controller}/{t}') for t in topics)
 
     def wait_connected(self):
         self.wait_until(self.connected, 'the server')

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nobody commands beside another: two plans on one controller make it jump from one to the other.
+
+Each of them keeps the limits; what the controller makes of both does not. So a server that finds
+somebody else's publisher on its command topic does not become active, and one that acts tells of
+any that comes. An action client or a program that switches controllers is not seen by this.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from dipod_ros.errors import UserError
+from dipod_ros.nodes._policy_server_topic import CommandTopic
+from dipod_ros.serving.notices import Notices
+
+# What is there already is known to a node this long after its start.
+DISCOVERY_S = 0.5
+# A server that was just told to end is gone by then. One that was killed stays known for longer
+# than anybody waits at an activation: 20 s with the defaults of Fast DDS, 10 s with Cyclone DDS.
+PATIENCE_S = 3.0
+# Two that become active in the same moment have seen each other's publisher by then.
+SETTLE_S = 0.2
+# The controller is found by the new publisher within this, or it is not there.
+MATCH_S = 1.0
+LOOK_S = 0.02
+
+
+class Commanders:
+    """Sees to it that this node's commands are the only ones on their topic."""
+
+    def __init__(self, sole: bool, notices: Notices, tell: Callable[[str], None]) -> None:
+        """Take whether to be the only one, and whom to tell; the node was made just now."""
+        self._sole, self._notices, self._tell = sole, notices, tell
+        self._knows_s = time.monotonic() + DISCOVERY_S
+
+    def claim(self, topic: CommandTopic) -> None:
+        """Open the topic, with nobody else there; blocks up to four seconds, usually 0.2.
+
+        Raises UserError, with the topic closed, when somebody else publishes there.
+        """
+        time.sleep(max(0.0, self._knows_s - time.monotonic()))
+        self._wait_for_others_to_go(topic)
+        topic.open()
+        begun_s = time.monotonic()
+        while (waited_s := time.monotonic() - begun_s) < MATCH_S:
+            if topic.listeners() and waited_s >= SETTLE_S:
+                break
+            time.sleep(LOOK_S)
+        if reasons := self.refusals(topic):
+            topic.close()
+            raise UserError(reasons[0])
+
+    def others(self, topic: CommandTopic) -> list[str]:
+        """Return who else commands and may not."""
+        return topic.commanders() if self._sole else []
+
+    def refusals(self, topic: CommandTopic) -> list[str]:
+        """Return why an activation would be refused now, [] when it would not."""
+        others = self.others(topic)
+        return [_refusal(others, topic)] if others else []
+
+    def look(self, topic: CommandTopic) -> None:
+        """Tell of somebody else who commands by now; looked at while this node acts."""
+        reasons = self.refusals(topic)
+        if reasons:
+            self._notices.set('commander', f'{reasons[0]}; the arm may jump')
+        else:
+            self._notices.clear('commander', f'nobody else publishes on {topic.name}')
+
+    def forget(self) -> None:
+        """Nothing is commanded any more."""
+        self._notices.clear('commander', 'nothing is commanded')
+
+    def _wait_for_others_to_go(self, topic: CommandTopic) -> None:
+        end_s, told = time.monotonic() + PATIENCE_S, False
+        while reasons := self.refusals(topic):
+            if time.monotonic() >= end_s:
+                raise UserError(reasons[0])
+            if not told:
+                told = True
+                self._tell(f'waiting: {reasons[0]}')
+            time.sleep(LOOK_S)
+
+
+def _refusal(others: list[str], topic: CommandTopic) -> str:
+    verb = 'publishes' if len(others) == 1 else 'publish'
+    return (
+        f'{" and ".join(others)} {verb} on {topic.name} too: end it, or deactivate it if it is a '
+        'policy server (one that was killed is forgotten after 20 s)'
+    )
