@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from safetensors import SafetensorError
 from safetensors.numpy import load as parse_safetensors
 from safetensors.numpy import save as dump_safetensors
@@ -25,22 +24,18 @@ from safetensors.numpy import save as dump_safetensors
 from dipod_ros.errors import UserError
 from dipod_ros.policy.atomic import write_folder
 from dipod_ros.policy.image import check_encoder_weights, split_weights
+from dipod_ros.policy.plain_yaml import dump_yaml, read_yaml
 from dipod_ros.policy.spec import PolicySpec
+from dipod_ros.policy.weight_shapes import MAX_WEIGHTS_BYTES, weight_bytes
 
 FORMAT_VERSION = 1
 WEIGHTS_FILE = 'policy.safetensors'
 MANIFEST_FILE = 'manifest.yaml'
 KINDS = ('flow', 'student')
-# A manifest is a few kB, the largest policy planned a few hundred MB: refuse to read absurd files.
-MAX_MANIFEST_BYTES = 1 << 20
-MAX_WEIGHTS_BYTES = 2 << 30
-# A manifest is some five levels deep.
-MAX_DEPTH = 32
+# What a weights file may hold beside its weights: their names, a note.
+MAX_BESIDE_BYTES = 1 << 20
 # Messages and files that name a version hold 64 bits; Python writes no number of any length.
 MAX_VERSION = (1 << 63) - 1
-# libyaml where it is there: a manifest is read while an arm moves, and PyYAML's own parser computes
-# for many milliseconds.
-_YAML = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
 
 
 class CheckpointError(UserError):
@@ -104,15 +99,9 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
         if not (folder / name).is_file():
             raise CheckpointError(f'{folder} is not a checkpoint: it has no {name}')
     try:
-        if file.stat().st_size > MAX_MANIFEST_BYTES:
-            raise CheckpointError(f'{file} is larger than {MAX_MANIFEST_BYTES} bytes')
-        data = _parse_yaml(file.read_text(encoding='utf-8'))
-    except CheckpointError:
-        raise
-    # PyYAML's constructors also raise KeyError, IndexError and others, for a tag on a wrong value.
-    except Exception as error:
-        reason = str(error).split('\n')[0]
-        raise CheckpointError(f'{file} cannot be read: {reason}') from error
+        data = read_yaml(file)
+    except UserError as error:
+        raise CheckpointError(str(error)) from error
     if not isinstance(data, dict):
         raise CheckpointError(f'{file} holds no mapping')
     if data.get('format_version') != FORMAT_VERSION:
@@ -153,9 +142,19 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     """
     manifest = read_manifest(path)
     file = Path(path) / WEIGHTS_FILE
+    needed = weight_bytes(manifest.spec)
+    if needed > MAX_WEIGHTS_BYTES:
+        raise CheckpointError(
+            f'{path}: its network {dict(manifest.spec.network)} has {needed} bytes of weights, at '
+            f'most {MAX_WEIGHTS_BYTES} are read'
+        )
     try:
-        if file.stat().st_size > MAX_WEIGHTS_BYTES:
-            raise CheckpointError(f'{file} is larger than {MAX_WEIGHTS_BYTES} bytes')
+        size = file.stat().st_size
+        if size > needed + MAX_BESIDE_BYTES:
+            raise CheckpointError(
+                f'{file} is larger than it can be: {size} bytes, and the network of its manifest '
+                f'has {needed} bytes of weights'
+            )
         payload = file.read_bytes()
     except OSError as error:
         raise CheckpointError(f'{file} cannot be read: {error.strerror or error}') from error
@@ -222,7 +221,7 @@ def save(
         }
         if golden.features:
             manifest['golden']['features'] = _plain(golden.features)
-    text = yaml.safe_dump(manifest, sort_keys=False, default_flow_style=None, width=110)
+    text = dump_yaml(manifest, sort_keys=False, default_flow_style=None, width=110)
     files = {WEIGHTS_FILE: payload, MANIFEST_FILE: text.encode()}
     for name, body in (extra_files or {}).items():
         if name in files or name != Path(name).name:
@@ -269,22 +268,6 @@ def resolve(name_or_path: str, model_dirs: Iterable[Path]) -> Path:
         for p in root.glob(f'[!.]*/{MANIFEST_FILE}')
     )
     raise CheckpointError(f'no checkpoint {text[:200]!r}; models at hand: {names or "none"}')
-
-
-def _parse_yaml(text: str) -> Any:
-    """Return plain values; raises ValueError for what is nested deeper than any manifest.
-
-    libyaml's loader recurses in C without a bound: what is too deep would end the process.
-    """
-    depth = 0
-    for event in yaml.parse(text, Loader=_YAML):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise ValueError(f'nested deeper than {MAX_DEPTH} levels')
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-    return yaml.load(text, Loader=_YAML)
 
 
 def _check_weights(spec: PolicySpec, weights: Mapping[str, np.ndarray], where: str) -> None:

@@ -17,8 +17,7 @@ from torch import nn
 
 from dipod_ros.errors import UserError
 from dipod_ros.policy.halving import like
-
-MLP_RATIO = 4  # hidden width of a block's MLP over the width of the tokens
+from dipod_ros.policy.weight_shapes import MLP_RATIO
 
 
 class DiffusionTransformer(nn.Module):

@@ -19,6 +19,7 @@ from dipod_ros.policy import samplers
 from dipod_ros.policy.image import check_encoder_weights, split_weights
 from dipod_ros.policy.networks import build_network, time_features
 from dipod_ros.policy.spec import PolicySpec, SamplerSpec
+from dipod_ros.policy.weight_shapes import policy_shapes, require_buildable, require_shapes
 
 # Normalised observations beyond this many standard deviations are clamped: far outside the data a
 # network extrapolates wildly, and a wild chunk is what the safety filter then has to stop.
@@ -68,7 +69,11 @@ class FlowPolicy(nn.Module):
     no_checkpoint: ClassVar[str] = ''
 
     def __init__(self, spec: PolicySpec) -> None:
-        """Build the network that `spec` names, with random weights from torch's global seed."""
+        """Build the network that `spec` names, with random weights from torch's global seed.
+
+        Raises UserError for a network that is too large for a checkpoint, and builds nothing.
+        """
+        require_buildable(spec)
         super().__init__()
         self.spec = spec
         self.normalizer = Normalizer(spec.observation_size, spec.action_size)
@@ -143,6 +148,8 @@ class FlowPolicy(nn.Module):
     @classmethod
     def from_checkpoint(cls, checkpoint: ckpt.Checkpoint) -> FlowPolicy:
         """Build the policy of a checkpoint; raises CheckpointError when the weights do not fit."""
+        # A manifest may ask for any size: what it asks for must be there before it is made.
+        _require(checkpoint.weights, policy_shapes(checkpoint.spec))
         policy = cls(checkpoint.spec)
         policy.load_weights(checkpoint.weights)
         return policy
@@ -152,25 +159,13 @@ class FlowPolicy(nn.Module):
 
         Without any of image encoders, those there are stay: an engine has no use for them.
         """
-        own = self.state_dict()
+        _require(weights, {k: tuple(v.shape) for k, v in self.state_dict().items()})
         weights, encoders = split_weights(weights)
         if encoders:
             try:
                 check_encoder_weights(self.spec.streams, encoders)
             except UserError as error:
                 raise ckpt.CheckpointError(str(error)) from error
-        missing, unknown = own.keys() - weights.keys(), weights.keys() - own.keys()
-        if missing or unknown:
-            raise ckpt.CheckpointError(
-                f'weights do not fit the network: missing {sorted(missing)[:3]}, '
-                f'unknown {sorted(unknown)[:3]}'
-            )
-        for name, value in weights.items():
-            if tuple(value.shape) != tuple(own[name].shape):
-                raise ckpt.CheckpointError(
-                    f'weight {name} has shape {tuple(value.shape)}, '
-                    f'the network needs {tuple(own[name].shape)}'
-                )
         self.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in weights.items()})
         if encoders:
             self.encoder_weights = {k: np.array(v) for k, v in encoders.items()}
@@ -214,6 +209,13 @@ class FlowPolicy(nn.Module):
             overwrite=overwrite,
             extra_files=extra_files,
         )
+
+
+def _require(weights: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    try:
+        require_shapes({k: v.shape for k, v in split_weights(weights)[0].items()}, shapes)
+    except UserError as error:
+        raise ckpt.CheckpointError(str(error)) from error
 
 
 def load_policy(path: str | os.PathLike[str]) -> FlowPolicy:

@@ -29,6 +29,8 @@ ENCODERS: dict[str, dict[str, Any]] = {
     'keypoints': {'channels': (16, 32, 32), 'keypoints': 24, 'strides': (), 'hidden': 0}
 }
 STRIDES = (1, 2)
+# Numbers in one layer of an encoder, for one picture: 128 MB.
+MAX_ACTIVATIONS = 1 << 25
 # Channels that share a group norm.
 GROUP = 8
 PREFIX = 'encoder.'
@@ -76,7 +78,21 @@ class ImageSettings:
             complete[name] = int(complete[name])
             if complete[name] < least:
                 raise UserError(f'encoder {name} must be at least {least}, got {complete[name]}')
+        self._check_activations(complete)
         object.__setattr__(self, 'encoder', complete)
+
+    def _check_activations(self, encoder: Mapping[str, Any]) -> None:
+        height, width = self.height, self.width
+        most = encoder['hidden']
+        for channels, stride in zip(encoder['channels'], encoder['strides'], strict=True):
+            height, width = -(-height // stride), -(-width // stride)
+            most = max(most, channels * height * width)
+        most = max(most, encoder['keypoints'] * height * width)
+        if most > MAX_ACTIVATIONS:
+            raise UserError(
+                f'an encoder with {most} numbers in one layer; at most {MAX_ACTIVATIONS}: give it '
+                'fewer channels or keypoints, or a smaller picture'
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -5,7 +5,8 @@ A network has two parts so that the exported graph can hold the time features of
 as constants: `time_features(t)` has no weights, `forward(x, features, observation)` has them all.
 A network whose time and observation act through one condition vector also gives `condition` and
 `step`, with forward(x, f, o) = step(x, condition(f, o)): a graph then computes the conditions of
-its K times in one product. Another architecture is another class in `build_network`.
+its K times in one product. Another architecture is another class in
+`build_network`, with the shapes of its weights in weight_shapes.py.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ from dipod_ros.policy.dit import DiffusionTransformer
 from dipod_ros.policy.halving import like
 from dipod_ros.policy.spec import NETWORKS
 from dipod_ros.policy.unet import ConditionalUnet1D
-
-TIME_FEATURES = 16
+from dipod_ros.policy.weight_shapes import TIME_FEATURES
 
 
 def time_features(t: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,10 @@ SOLVERS = ('euler', 'midpoint', 'sde', 'chain')
 # joint_delta: rad per control step, from the last commanded control point.
 # raw: actions in the env's own units; benchmark environments only.
 ACTIONS = ('joint_delta', 'raw')
+# Bounds on what a file may ask for; weight_shapes.py compares the whole with the weights.
+MAX_STREAM_SIZE = 1 << 16
+MAX_HORIZON = 1024
+MAX_SIZES = {'width': 1 << 14, 'depth': 64, 'heads': 64}
 # Kinds of network, with the sizes that each needs.
 NETWORKS = {
     'residual_mlp': ('width', 'depth'),
@@ -57,6 +61,10 @@ class Stream:
             )
         if not self.size > 0 or not self.max_age_s > 0:
             raise SpecError(f'stream {self.name}: size and max_age_s must be above 0')
+        if self.size > MAX_STREAM_SIZE:
+            raise SpecError(
+                f'stream {self.name}: size must be within 1..{MAX_STREAM_SIZE}, got {self.size}'
+            )
         if self.source == 'point' and self.size != 3:
             raise SpecError(f'stream {self.name}: a point has size 3, not {self.size}')
         if self.source != 'command' and not self.topic:
@@ -178,14 +186,20 @@ class PolicySpec:
             )
         for name in NETWORKS[self.network['kind']]:
             size = self.network.get(name)
-            if not isinstance(size, int) or size < 1:
-                raise SpecError(f'network {name} must be a whole number above 0, got {size!r}')
+            if type(size) is not int or not 1 <= size <= MAX_SIZES[name]:
+                raise SpecError(
+                    f'network {name} must be a whole number within 1..{MAX_SIZES[name]}, '
+                    f'got {size!r}'
+                )
         if not self.joints or len(set(self.joints)) != len(self.joints):
             raise SpecError(f'joints must be distinct and at least one: {list(self.joints)}')
         if self.limits.joints != self.joints:
             raise SpecError('limits must name the joints of the policy in the same order')
-        if self.horizon < 1 or not self.control_period_s > 0:
-            raise SpecError('horizon must be at least 1 and control_period_s above 0')
+        if not 1 <= self.horizon <= MAX_HORIZON or not self.control_period_s > 0:
+            raise SpecError(
+                f'horizon must be within 1..{MAX_HORIZON} and control_period_s above 0, got '
+                f'{self.horizon} and {self.control_period_s}'
+            )
         for stream in self.streams:
             joint_wise = stream.source in ('joint_position', 'joint_velocity', 'command')
             if joint_wise and stream.size != len(self.joints):

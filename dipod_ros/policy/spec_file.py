@@ -18,17 +18,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dipod_ros.errors import UserError
 from dipod_ros.policy.limits import JointLimits
-from dipod_ros.policy.spec import SOURCES, PolicySpec, SpecError, Stream
+from dipod_ros.policy.plain_yaml import read_yaml
+from dipod_ros.policy.spec import MAX_HORIZON, SOURCES, PolicySpec, SpecError, Stream
 
 SUFFIXES = ('.yaml', '.yml')
 KEYS = ('task', 'horizon', 'streams')
 STREAM_KEYS = ('name', 'source', 'size', 'topic', 'max_age_s', 'image')
 IMAGE_FEATURES = 32  # what the encoder of an image stream gives where no size is said
-MAX_HORIZON = 1024
 
 
 def read_spec_file(
@@ -39,13 +37,7 @@ def read_spec_file(
     Sizes need not be given but for source `vector`. Raises UserError with one line that names the
     file and what to change.
     """
-    try:
-        data = yaml.safe_load(Path(path).expanduser().read_text(encoding='utf-8'))
-    except OSError as error:
-        raise UserError(f'cannot read {path}: {error.strerror or error}') from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = str(error).replace('\n', ' ')
-        raise UserError(f'{path} is not YAML: {line}') from error
+    data = read_yaml(path)
     try:
         _check_keys(data, KEYS, 'the file')
         streams = data.get('streams')

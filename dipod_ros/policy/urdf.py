@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from dipod_ros.errors import UserError
+from dipod_ros.policy.plain_xml import read_xml
+from dipod_ros.policy.plain_yaml import YamlError, read_yaml
 
 HINGES = ('revolute', 'continuous')
 MOVING = (*HINGES, 'prismatic')
@@ -45,14 +46,7 @@ def read_urdf(path: str | Path) -> dict[str, UrdfJoint]:
 
     Raises UserError when the file is missing, is no URDF, or is xacro that was not expanded.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding='utf-8')
-        root = ElementTree.fromstring(text)
-    except OSError as error:
-        raise UserError(f'cannot read {path}: {error.strerror}') from error
-    except (ElementTree.ParseError, ValueError) as error:
-        raise UserError(f'{path} is not XML: {error}') from error
+    root, text = read_xml(path)
     if root.tag != 'robot':
         raise UserError(f'{path} is no URDF: its root element is <{root.tag}>, not <robot>')
     if XACRO in text and '<xacro:' in text:
@@ -133,16 +127,12 @@ def read_joint_limits(path: str | Path) -> dict[str, Mapping[str, Any]]:
 
     Raises UserError when it is none.
     """
-    path = Path(path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except OSError as error:
-        raise UserError(f'cannot read {path}: {error.strerror}') from error
-    except yaml.YAMLError as error:
-        line = ' '.join(str(error).split())
-        raise UserError(f'{path} is not plain YAML (write angles in rad): {line}') from error
+        tree = read_yaml(path)
+    except YamlError as error:
+        raise UserError(f'{error}; write plain numbers, angles in rad') from error
     blocks = [tree] if isinstance(tree, Mapping) else []
-    blocks += [v['ros__parameters'] for v in (tree or {}).values() if _has_parameters(v)]
+    blocks += [v['ros__parameters'] for b in blocks for v in b.values() if _has_parameters(v)]
     for block in blocks:
         if isinstance(block.get('joint_limits'), Mapping):
             return {str(k): v for k, v in block['joint_limits'].items() if isinstance(v, Mapping)}

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from dipod_ros.errors import UserError
 from dipod_ros.policy.limits import JointLimits
+from dipod_ros.policy.plain_yaml import read_yaml
 from dipod_ros.policy.ros_names import topic_problem
 from dipod_ros.resources import resource, share_dir
 
@@ -121,12 +121,9 @@ def load_robot(name_or_path: str | Path) -> RobotConfig:
             )
         path = resource(f'config/robots/{name_or_path}.yaml')
     try:
-        tree = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except OSError as error:
-        raise RobotError(f'cannot read robot file {path}: {error.strerror}') from error
-    except yaml.YAMLError as error:
-        line = str(error).replace('\n', ' ')
-        raise RobotError(f'robot file {path} is not YAML: {line}') from error
+        tree = read_yaml(path, 'robot file')
+    except UserError as error:
+        raise RobotError(str(error)) from error
     return RobotConfig.from_params(_ros_parameters(tree, path), beside=path.resolve().parent)
 
 

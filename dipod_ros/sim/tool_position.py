@@ -11,6 +11,7 @@ import mujoco
 import numpy as np
 
 from dipod_ros.errors import UserError
+from dipod_ros.policy.plain_xml import read_xml
 from dipod_ros.resources import share_dir
 
 # Of a URDF only the kinematics matter: its meshes may be in packages that are not here.
@@ -108,7 +109,7 @@ def _find(model: str) -> Path:
 
 def _compile(path: Path) -> mujoco.MjModel:
     try:
-        root = ElementTree.parse(path).getroot()
+        root, _ = read_xml(path, 'workspace.model')
         if root.tag != 'robot':
             return mujoco.MjModel.from_xml_path(str(path))
         for link in root.iter('link'):
@@ -119,6 +120,6 @@ def _compile(path: Path) -> mujoco.MjModel:
         spec.compiler.fusestatic = False
         spec.compiler.boundmass, spec.compiler.boundinertia = _LEAST_MASS_KG, _LEAST_INERTIA
         return spec.compile()
-    except (ValueError, ElementTree.ParseError) as error:
+    except ValueError as error:
         text = ' '.join(str(error).split())
         raise UserError(f'workspace.model {path}: MuJoCo cannot read it: {text}') from error

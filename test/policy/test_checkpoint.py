@@ -11,6 +11,7 @@ import yaml
 from safetensors.numpy import save as dump
 
 from dipod_ros.policy import checkpoint as ckpt
+from dipod_ros.policy import text_file
 from dipod_ros.policy.checkpoint import CheckpointError, Golden
 
 
@@ -245,7 +246,7 @@ def test_a_garbled_manifest_is_refused(saved, text):
 
 def test_an_absurdly_large_manifest_is_not_read(saved):
     with open(saved / ckpt.MANIFEST_FILE, 'ab') as handle:
-        handle.truncate(ckpt.MAX_MANIFEST_BYTES + 1)
+        handle.truncate(text_file.MAX_BYTES + 1)
     assert 'larger' in refusal(ckpt.read_manifest, saved)
 
 

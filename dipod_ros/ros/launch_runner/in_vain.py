@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from dipod_ros.errors import UserError
+from dipod_ros.policy.plain_yaml import read_yaml
 from dipod_ros.ros.launch_runner.node import NodeProcess
 
 
@@ -46,8 +48,8 @@ def set_in_vain(node: NodeProcess) -> list[str]:
 def _settings(path: Path, full_name: str) -> Iterator[tuple[str, Any]]:
     """Yield name and value of what a parameter file says to a node, nested names with dots."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError, yaml.YAMLError):
+        tree = read_yaml(path)
+    except UserError:
         return
     for pattern, params in _blocks(tree, ''):
         if _matches(pattern, full_name):
