@@ -56,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
         if values:
             lines.append(f'  {title}')
             lines += [f'    {key:16} {value}' for key, value in values.items()]
-    print('\n'.join(lines))
+    # What a manifest says may hold signs that a terminal obeys.
+    print('\n'.join(''.join(c if c.isprintable() else '?' for c in line) for line in lines))
     if args.json:
         write_json(
             args.json,

@@ -170,7 +170,8 @@ def robot_text(
     if args.scale != 1:
         more += f', speeds and accelerations times {args.scale:g}'
     lines = [
-        HEAD.format(name=name, urdf=args.urdf, more=more) + '/**:',
+        # A line break in a name would end the comment.
+        HEAD.format(name=_line(name), urdf=_line(args.urdf), more=_line(more)) + '/**:',
         '  ros__parameters:',
         f'    robot: {_yaml(name)}',
         f'    joints: {_yaml([j.name for j in joints])}',
@@ -183,13 +184,17 @@ def robot_text(
     if found is not None:
         axes, origins, tip = found
         lines += [
-            TIP.format(tip=args.tip, base=chain[0].parent).rstrip('\n'),
+            TIP.format(tip=_line(args.tip), base=_line(chain[0].parent)).rstrip('\n'),
             '    kinematics:',
             f'      axes: {_row(axes.ravel(), 6)}',
             f'      origins: {_row(origins.ravel(), 6)}',
             f'      tip: {_row(tip, 6)}',
         ]
     return '\n'.join(lines) + '\n'
+
+
+def _line(text: str) -> str:
+    return ''.join(c if c.isprintable() else '?' for c in text)
 
 
 def _row(values: Sequence[float], digits: int | None = None) -> str:

@@ -135,7 +135,7 @@ class LearnerState:
             versions = self.versions.read(tensors, info['recent'], like=self.policy)
             self.restore(tensors)
             self.algorithm.load_state(state)
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+        except (KeyError, RuntimeError, ValueError, TypeError, OverflowError) as error:
             self.restore(before)
             reason = str(error).split('\n')[0]
             raise UserError(f'{Path(path)} does not fit this policy: {reason}') from error

@@ -199,7 +199,7 @@ class TrainingRun:
         try:
             begun = json.loads((self.run_dir / 'run.json').read_text())
             same = begun['initial_sha256'] == self.initial.sha256
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             same = False
         if not same:
             raise UserError(

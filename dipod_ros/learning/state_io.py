@@ -29,11 +29,19 @@ def pack_optimizer(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, t
 def unpack_optimizer(
     prefix: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
 ) -> None:
-    """Put back what `pack_optimizer` took; hyper-parameters stay those of `optimizer`."""
+    """Put back what `pack_optimizer` took; hyper-parameters stay those of `optimizer`.
+
+    Raises ValueError when it is of other parameters: PyTorch would find out at the next step.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group['params']]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith(f'{prefix}.'):
             _, index, name = key.rsplit('.', 2)
+            shape = parameters[int(index)].shape if int(index) < len(parameters) else None
+            shape = torch.Size() if name == 'step' else shape
+            if value.shape != shape:
+                raise ValueError(f'{key} has shape {tuple(value.shape)}, expected {shape}')
             state.setdefault(int(index), {})[name] = value.clone()
     saved = optimizer.state_dict()
     saved['state'] = state
@@ -73,8 +81,9 @@ def load_state(
     """Read what `save_state` wrote; raises UserError when the file is missing or corrupt."""
     try:
         with safe_open(str(path), framework='pt') as handle:
-            return {k: handle.get_tensor(k) for k in handle.keys()}, _info(handle)  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
+            info = _info(handle)
+            return {k: handle.get_tensor(k) for k in handle.keys()}, info  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise UserError(f'cannot read training state {path}: {error}') from error
 
 
@@ -83,9 +92,12 @@ def load_info(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         with safe_open(str(path), framework='pt') as handle:
             return _info(handle)
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise UserError(f'cannot read training state {path}: {error}') from error
 
 
 def _info(handle: Any) -> dict[str, Any]:
-    return json.loads((handle.metadata() or {}).get('info', '{}'))
+    info = json.loads((handle.metadata() or {}).get('info', '{}'))
+    if not isinstance(info, dict):
+        raise ValueError(f'its info is a {type(info).__name__}')
+    return info

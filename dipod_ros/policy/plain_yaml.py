@@ -51,7 +51,7 @@ def parse_yaml(text: str) -> Any:
     # PyYAML's constructors also raise KeyError, IndexError and others, for a tag on a wrong value.
     except Exception as error:
         reason = ' '.join(str(error).split()) or type(error).__name__
-        raise YamlError(f'is not plain YAML: {reason}') from error
+        raise YamlError(f'is not YAML: {reason}') from error
 
 
 def read_yaml(path: str | Path, what: str = '') -> Any:
@@ -72,9 +72,8 @@ def dump_yaml(value: Any, **options: Any) -> str:
 
 
 def _check_events(text: str) -> None:
-    depth = entries = 0
-    for event in yaml.parse(text, Loader=_LOADER):
-        entries += 1
+    depth = 0
+    for entries, event in enumerate(yaml.parse(text, Loader=_LOADER)):
         line = event.start_mark.line + 1
         if entries > MAX_ENTRIES:
             raise YamlError(f'has more than {MAX_ENTRIES} entries by line {line}')

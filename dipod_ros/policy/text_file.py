@@ -21,7 +21,9 @@ def read_text(path: str | Path, what: str = '', max_bytes: int = MAX_BYTES) -> s
         with open(Path(path).expanduser(), 'rb') as file:
             content = file.read(max_bytes + 1)
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f'cannot read {named}: {getattr(error, "strerror", None) or error}') from error
+        raise UserError(
+            f'cannot read {named}: {getattr(error, "strerror", None) or error}'
+        ) from error
     if len(content) > max_bytes:
         raise UserError(f'{named} is larger than {max_bytes} bytes; it is no file of settings')
     try:

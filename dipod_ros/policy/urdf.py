@@ -162,6 +162,9 @@ def _joint(element: ElementTree.Element) -> UrdfJoint:
     upper = [_number(limit, 'upper'), _number(soft, 'soft_upper_limit')]
     if kind == 'continuous':
         lower, upper = [math.nan], [math.nan]
+    names = (element.get('name', ''), parent.get('link', ''), child.get('link', ''))
+    if not all(map(str.isprintable, names)):
+        raise ValueError('its name, or that of a link, has a line break or another control sign')
     return UrdfJoint(
         name=element.get('name', ''),
         kind=kind,

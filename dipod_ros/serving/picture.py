@@ -7,6 +7,7 @@ put it. Fitting crops, resizes and orders colours, and is left to whoever needs 
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 
@@ -43,6 +44,13 @@ _JPEG, _JPEG_END = b'\xff\xd8\xff', b'\xff\xd9'
 # Markers of a JPEG that begin a frame and so tell its size; and those without a length.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BARE = frozenset((0x01, *range(0xD0, 0xD8)))
+# A camera's JPEG has some ten markers before its frame. Any number of fill bytes may precede each.
+_MAX_MARKERS = 1000
+_FILL = re.compile(b'\xff+')
+# Each scan of a progressive JPEG is another pass over all pixels, for a few bytes; encoders make
+# ten. Inside of a scan 0xFF is followed by 0, so the two bytes are found where one begins, and now
+# and then in what a camera adds to a picture.
+_SCAN, _MAX_SCANS = b'\xff\xda', 100
 
 # Pictures are small: OpenCV's threads cost more than they save, and the arm needs the cores.
 cv2.setNumThreads(1)
@@ -139,6 +147,9 @@ def _encoded_size(data: np.ndarray) -> tuple[int, int]:
     if head.startswith(_JPEG):
         if data[-64:].tobytes().rstrip(b'\x00')[-2:] != _JPEG_END:
             raise PictureError('truncated: the JPEG has no end')
+        scans = data.tobytes().count(_SCAN)
+        if scans > _MAX_SCANS:
+            raise PictureError(f'a JPEG of {scans} scans; at most {_MAX_SCANS} are read')
         return _jpeg_size(data)
     raise PictureError(f'neither JPEG nor PNG: begins with {head[:8]!r}')
 
@@ -146,15 +157,16 @@ def _encoded_size(data: np.ndarray) -> tuple[int, int]:
 def _jpeg_size(data: np.ndarray) -> tuple[int, int]:
     """Return width and height of the first frame header (ITU T.81, annex B)."""
     at = 2
-    while at + 9 < len(data) and data[at] == 0xFF:
-        marker = int(data[at + 1])
+    for _ in range(_MAX_MARKERS):
+        fill = _FILL.match(data, at)
+        if fill is None or fill.end() + 8 > len(data):
+            break
+        at = fill.end()  # of the marker's own byte
+        marker = int(data[at])
         if marker in _FRAMES:
-            height, width = struct.unpack('>HH', data[at + 5 : at + 9].tobytes())
+            height, width = struct.unpack('>HH', data[at + 4 : at + 8].tobytes())
             return width, height
-        if marker == 0xFF:
-            at += 1
-        elif marker in _BARE:
-            at += 2
-        else:
-            at += 2 + (int(data[at + 2]) << 8 | int(data[at + 3]))
+        at += 1
+        if marker not in _BARE:
+            at += int(data[at]) << 8 | int(data[at + 1])
     raise PictureError('a JPEG without a frame')

@@ -120,6 +120,6 @@ def _compile(path: Path) -> mujoco.MjModel:
         spec.compiler.fusestatic = False
         spec.compiler.boundmass, spec.compiler.boundinertia = _LEAST_MASS_KG, _LEAST_INERTIA
         return spec.compile()
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         text = ' '.join(str(error).split())
         raise UserError(f'workspace.model {path}: MuJoCo cannot read it: {text}') from error

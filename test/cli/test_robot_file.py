@@ -183,7 +183,7 @@ MIMIC = joint('a', 'tool', 'base', axis='0 0 1', inside='<mimic joint="b"/>')
         (TWO, {'acceleration': 1, 'scale': 0}, '--scale must be above 0'),
         (TWO, {'acceleration': 1, 'out': 'arm.urdf'}, 'name a .yaml file'),
         (TWO, {'limits': 'a: 1', 'acceleration': 1}, 'no `joint_limits:` block'),
-        (TWO, {'limits': 'a: !degrees 1'}, 'not plain YAML'),
+        (TWO, {'limits': 'a: !degrees 1'}, 'write plain numbers, angles in rad'),
         (TWO, {'limits': 'joint_limits: {a: {max_velocity: fast}}'}, 'max_velocity of a must be'),
         ((CONTINUOUS,), {'acceleration': 1}, 'joint a has no min_position (continuous)'),
         ((MIMIC,), {'acceleration': 1}, 'joint a mimics another joint'),

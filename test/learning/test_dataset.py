@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Demonstrations on disk."""
 
+import json
+import struct
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -83,7 +86,12 @@ def test_the_file_that_the_next_tests_spoil_is_whole(demonstrations, tmp_path):
         {'schema': None},
         {'seed': 'x'},
         {'seed': None},
+        {'seed': 'null'},
+        {'seed': 'Infinity'},
+        {'seed': '[' * 100_000},
         {'spec': None},
+        {'spec': 'task: &a x\nrobot: *a'},
+        {'spec': '[' * 100_000},
         {'spec': '[1, 2'},
         {'spec': '{}'},
         {'spec': '3'},
@@ -104,6 +112,12 @@ def test_wrong_metadata_is_an_error_of_one_line(demonstrations, tmp_path, metada
         {'actions': np.zeros((4, 2, 2), np.float32)},
         {'actions': np.zeros((4, 6), np.float32)},
         {'episodes': np.zeros(3, np.int32)},
+        {'episodes': np.zeros(4, np.float32)},
+        {'episodes': np.zeros(4, bool)},
+        {'observations': np.zeros((4, 4), bool)},
+        {'success': np.ones((1, 1), np.uint8)},
+        {'images.camera': np.zeros((4, 2, 2, 3), np.uint8)},
+        {'privileged.x': np.zeros((4, 2), np.uint8)},
         {'actions': np.full((4, 3, 2), np.nan, np.float32)},
         {'observations': np.full((4, 4), np.inf, np.float32)},
         {
@@ -133,3 +147,42 @@ def test_a_path_that_cannot_be_written_is_an_error_of_one_line(demonstrations, t
             demonstrations.save(path)
         assert '\n' not in str(error.value)
     assert sorted(p.name for p in tmp_path.iterdir()) == ['file', 'folder']
+
+
+def test_pictures_larger_than_the_memory_are_refused_before_they_are_read(tmp_path):
+    from eyes import make_camera_spec
+
+    spec = make_camera_spec()
+    ((stream, _),) = spec.images
+    rows = (3 << 30) // int(np.prod(stream.image.shape))
+    arrays = {
+        'observations': np.zeros((rows, spec.observation_size), np.float32),
+        'actions': np.zeros((rows, spec.horizon, 3), np.float32),
+        'episodes': np.zeros(rows, np.int32),
+        'success': np.ones(1, np.uint8),
+    }
+    kinds = {np.float32: 'F32', np.int32: 'I32', np.uint8: 'U8'}
+    at, header = 0, {'__metadata__': {'schema': SCHEMA, 'spec': yaml.safe_dump(spec.to_dict()),
+                                      'seed': '0'}}  # fmt: skip
+    shapes = {k: (v.dtype.type, v.shape) for k, v in arrays.items()}
+    shapes[f'images.{stream.name}'] = (np.uint8, (rows, *stream.image.shape))
+    for name, (kind, shape) in shapes.items():
+        end = at + np.dtype(kind).itemsize * int(np.prod(shape))
+        header[name] = {'dtype': kinds[kind], 'shape': list(shape), 'data_offsets': [at, end]}
+        at = end
+    head = json.dumps(header).encode()
+    with open(tmp_path / 'd', 'wb') as handle:
+        handle.write(struct.pack('<Q', len(head)) + head)
+        handle.truncate(8 + len(head) + at)  # sparse: takes no space
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match='MB of pictures, at most'):
+            Demonstrations.load(tmp_path / 'd')
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_other_arrays_in_a_file_are_not_read(demonstrations, tmp_path):
+    path = write(tmp_path / 'd', demonstrations.spec, {'more': np.zeros(3, np.float16)}.items())
+    assert len(Demonstrations.load(path).actions) == 4

@@ -5,8 +5,11 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
+from safetensors.torch import save as dump  # noqa: E402
+
 from dipod_ros.errors import UserError  # noqa: E402
 from dipod_ros.learning.state_io import (  # noqa: E402
+    load_info,
     load_state,
     pack_module,
     pack_optimizer,
@@ -108,3 +111,26 @@ def test_a_missing_state_and_a_folder_are_errors_of_one_line(tmp_path):
         with pytest.raises(UserError, match='cannot read') as error:
             load_state(path)
         assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('info', ['[' * 100_000, '[1]', '3', '{'])
+def test_info_that_is_none_is_an_error_of_one_line(tmp_path, info):
+    payload = dump({'x': torch.ones(2)}, metadata={'info': info})
+    (tmp_path / 'state').write_bytes(payload)
+    for load in (load_state, load_info):
+        with pytest.raises(UserError, match='cannot read') as error:
+            load(tmp_path / 'state')
+        assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'change', [{'adam.0.exp_avg': torch.ones(4, 4)}, {'adam.7.exp_avg': torch.ones(2, 3)},
+               {'adam.0.exp_avg_sq': torch.ones(())}, {'adam.1.step': torch.ones(5)}]
+)  # fmt: skip
+def test_moments_of_other_parameters_are_refused_and_change_nothing(change):
+    net, optimizer, _ = trained(0, 3)
+    tensors = pack_optimizer('adam', optimizer)
+    with pytest.raises(ValueError, match=next(iter(change))):
+        unpack_optimizer('adam', optimizer, tensors | change)
+    after = pack_optimizer('adam', optimizer)
+    assert all(torch.equal(after[k], v) for k, v in tensors.items())

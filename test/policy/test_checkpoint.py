@@ -230,6 +230,8 @@ def test_golden_values_must_fit_the_spec(saved, name, value):
         b'\xff\xfe\x00',
         b'!!python/object/apply:os.system ["true"]',
         b'a: &a [*a]\n- b',
+        b'a: 1' + b':1' * 100_000,
+        b'[' + b'1, ' * 200_000 + b']',
         b'[' * 20_000,
         b'[' * 100_000 + b']' * 100_000,
         b'- ' * 100_000,
@@ -242,6 +244,24 @@ def test_golden_values_must_fit_the_spec(saved, name, value):
 def test_a_garbled_manifest_is_refused(saved, text):
     (saved / ckpt.MANIFEST_FILE).write_bytes(text)
     refusal(ckpt.read_manifest, saved)
+
+
+def test_a_manifest_with_an_alias_is_refused_with_what_to_change(saved):
+    file = saved / ckpt.MANIFEST_FILE
+    text = (
+        file.read_text()
+        .replace('task: toy', 'task: &word toy')
+        .replace('robot: ', 'robot: *word #')
+    )
+    file.write_text(text)
+    assert 'write out what *word stands for' in refusal(ckpt.read_manifest, saved)
+
+
+def test_what_is_saved_has_no_alias(tmp_path, make_spec, weights, golden):
+    same = [1.0, 2.0]
+    lineage = {'a': same, 'b': same, 'c': {'d': same}}
+    ckpt.save(tmp_path / 'm', make_spec(), weights, kind='flow', golden=golden, lineage=lineage)
+    assert ckpt.read_manifest(tmp_path / 'm').lineage == lineage
 
 
 def test_an_absurdly_large_manifest_is_not_read(saved):

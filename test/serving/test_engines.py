@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every engine gives what training's own code gives, before and after a refit."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -268,3 +269,42 @@ class TestGraphsKeptOnDisk:
             make_spec(network={'kind': 'residual_mlp', 'width': 17, 'depth': 2}),
         ):
             assert graph_cache.graph_key(other) != key
+
+
+def test_no_more_engines_are_kept_than_a_few_and_those_used_last(tmp_path):
+    from dipod_ros.serving.engines.select import MAX_GRAPHS
+
+    def checkpoint(width):
+        name = f'w{width}'
+        if not (tmp_path / name).exists():
+            save_checkpoint(
+                tmp_path / name, network={'kind': 'residual_mlp', 'width': width, 'depth': 1}
+            )
+        return load(tmp_path / name)
+
+    factory = EngineFactory('torch')
+    for width in range(8, 8 + 2 * MAX_GRAPHS):
+        factory.build(checkpoint(8))  # the acting one, refitted again and again
+        factory.build(checkpoint(width))
+    assert len(factory._by_graph) == MAX_GRAPHS
+    assert factory.build(checkpoint(8)).info().refitted
+    assert factory.build(checkpoint(width)).info().refitted
+    assert not factory.build(checkpoint(9)).info().refitted
+
+
+def test_kept_graphs_make_way_for_the_newest(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    monkeypatch.setattr(graph_cache, 'MAX_BYTES', 250)
+    for key in ('a', 'b'):
+        graph_cache.write(key, b'x' * 100)
+    for path in (graph_cache.cache_dir()).iterdir():
+        os.utime(path, (path.stem == 'b', path.stem == 'b'))  # a is the older one
+    assert graph_cache.read('a') == b'x' * 100  # and now the one used last
+    graph_cache.write('c', b'x' * 100)
+    assert [graph_cache.read(key) is None for key in 'abc'] == [False, True, False]
+    graph_cache.write('d', b'x' * 1000)  # larger than all may be together: it alone is left
+    assert [p.name for p in graph_cache.cache_dir().iterdir()] == ['d.onnx']
+    for key in 'efghi':
+        graph_cache.write(key, b'x')
+        graph_cache.set_aside(key)
+    assert len(list(graph_cache.cache_dir().glob('*.bad'))) == graph_cache.MAX_BAD

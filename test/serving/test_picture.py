@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Camera messages of every kind become the picture that an encoder was trained on, or a reason."""
 
+import sys
 from array import array
 
 import cv2
@@ -153,3 +154,57 @@ def test_noise_is_refused_or_read_but_never_crashes(rgb):
 def test_compressed_depth_is_refused():
     with pytest.raises(PictureError, match='neither JPEG nor PNG'):
         read_compressed(array('B', b'\x00' * 12 + b'\x89PNG\r\n\x1a\n'))
+
+
+def lines_run(call, *arguments):
+    """Return how many lines of picture.py a call runs."""
+    count = 0
+
+    def trace(frame, event, _):
+        nonlocal count
+        count += event == 'line'
+        return trace if frame.f_code.co_filename.endswith('picture.py') else None
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call(*arguments)
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def refused(data):
+    with pytest.raises(PictureError, match='a JPEG without a frame'):
+        read_compressed(data)
+
+
+@pytest.mark.parametrize(
+    'filling',
+    [
+        b'\xff' * 1_000_000,  # fill bytes
+        b'\xff\x01' * 500_000,  # markers without a length
+        b'\xff\xe0\x00\x02' * 250_000,  # segments without content
+        b'\xff' * 1000 + b'\xe0\x00\x02' + (b'\xff' * 500 + b'\xe0\x00\x02') * 2000,
+    ],
+)
+def test_a_jpeg_of_nothing_but_a_head_is_given_up_soon(filling):
+    data = b'\xff\xd8\xff\xe0\x00\x02' + filling + b'\xff\xd9'
+    assert lines_run(refused, array('B', data)) < 20_000
+
+
+def test_fill_bytes_before_a_marker_are_no_mistake(rgb):
+    data = bytes(encoded(rgb, '.jpg'))
+    filled = data.replace(b'\xff\xc0', b'\xff' * 500 + b'\xc0')
+    assert filled != data
+    assert fit(read_compressed(array('B', filled)), RGB).shape == (24, 40, 3)
+
+
+def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded(rgb):
+    options = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]
+    data = cv2.imencode('.jpg', rgb[:, :, ::-1], options)[1].tobytes()
+    picture = fit(read_compressed(array('B', data)), RGB)
+    assert np.abs(picture.astype(int) - rgb).max() <= 12
+    last = data[data.rindex(b'\xff\xda') : -2]
+    with pytest.raises(PictureError, match='scans; at most 100'):
+        read_compressed(array('B', data[:-2] + last * 5000 + data[-2:]))

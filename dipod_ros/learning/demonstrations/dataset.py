@@ -9,20 +9,23 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as dump
 
 from dipod_ros.errors import UserError
 from dipod_ros.policy.atomic import write_file
+from dipod_ros.policy.plain_yaml import dump_yaml, parse_yaml
 from dipod_ros.policy.spec import PolicySpec
 
 SCHEMA = 'dipod_ros.demonstrations/1'
 IMAGES, PRIVILEGED = 'images.', 'privileged.'
 # Training holds them in memory: 70 000 pictures of 96x96 pixels are 2 GB.
 MAX_IMAGE_BYTES = 2 << 30
+# What the arrays are stored as; privileged ones are float32, pictures uint8.
+TYPES = {'observations': 'F32', 'actions': 'F32', 'episodes': 'I32', 'success': 'U8'}
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +69,7 @@ class Demonstrations:
             },
             metadata={
                 'schema': SCHEMA,
-                'spec': yaml.safe_dump(self.spec.to_dict()),
+                'spec': dump_yaml(self.spec.to_dict()),
                 'seed': json.dumps(self.seed),
             },
         )
@@ -87,9 +90,11 @@ class Demonstrations:
                 metadata = handle.metadata() or {}
                 if metadata.get('schema') != SCHEMA:
                     raise UserError(f'not a file of schema {SCHEMA}')
-                arrays = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118
+                spec = PolicySpec.from_dict(parse_yaml(metadata['spec']))
+                names = _checked_names(spec, handle)
+                arrays = {k: handle.get_tensor(k) for k in names}
             data = cls(
-                spec=PolicySpec.from_dict(yaml.safe_load(metadata['spec'])),
+                spec=spec,
                 observations=arrays['observations'],
                 actions=arrays['actions'],
                 episodes=arrays['episodes'],
@@ -100,7 +105,16 @@ class Demonstrations:
             )
             data._check()
             return data
-        except (OSError, SafetensorError, KeyError, ValueError, yaml.YAMLError, UserError) as error:
+        except (
+            OSError,
+            SafetensorError,
+            KeyError,
+            ValueError,
+            TypeError,
+            OverflowError,
+            RecursionError,
+            UserError,
+        ) as error:
             reason = str(error).split('\n')[0]
             raise UserError(f'{path} cannot be read as demonstrations: {reason}') from error
 
@@ -140,6 +154,8 @@ class Demonstrations:
                     f'privileged {name} has shape {values.shape}: it must be finite numbers '
                     f'[{rows}, T]'
                 )
+        if self.success.ndim != 1:
+            raise UserError(f'success has shape {self.success.shape}, expected one per episode')
         if self.episodes.min() < 0 or self.episodes.max() >= len(self.success):
             raise UserError(
                 f'its decisions are of episodes {self.episodes.min()}..{self.episodes.max()}, '
@@ -150,6 +166,30 @@ class Demonstrations:
         if found != needed or len(found) != len(self.images):
             raise UserError(f'pictures {found} do not fit the image streams {needed}')
         require_space(self.spec, rows)
+
+
+def _checked_names(spec: PolicySpec, handle: Any) -> list[str]:
+    """Return the names of the arrays to read, when what a file's header says of them can be used.
+
+    Nothing of them is read: pictures may be larger than the memory.
+    """
+    names = []
+    for name in handle.keys():  # noqa: SIM118 - no dict
+        kind = TYPES.get(name, 'F32' if name.startswith(PRIVILEGED) else 'U8')
+        if name in TYPES or name.startswith((IMAGES, PRIVILEGED)):
+            if handle.get_slice(name).get_dtype() != kind:
+                raise UserError(f'{name} is {handle.get_slice(name).get_dtype()}, expected {kind}')
+            names.append(name)
+    missing = sorted(TYPES.keys() - set(names))
+    if missing:
+        raise UserError(f'{missing} are missing')
+    rows = handle.get_slice('observations').get_shape()[0]
+    require_space(spec, rows)
+    shapes = {f'{IMAGES}{s.name}': [rows, *s.image.shape] for s, _ in spec.images}
+    found = {n: handle.get_slice(n).get_shape() for n in names if n.startswith(IMAGES)}
+    if found != shapes:
+        raise UserError(f'pictures {found} do not fit the image streams {shapes}')
+    return names
 
 
 def _named(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

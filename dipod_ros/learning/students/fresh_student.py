@@ -125,7 +125,7 @@ class FreshStudent:
             unpack_module('student', self.policy, tensors)
             unpack_optimizer('adam', self._optimizer, tensors)
             self._seen, self.updates = tensors['seen'], int(info['updates'])
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (KeyError, RuntimeError, ValueError, TypeError, OverflowError) as error:
             reason = str(error).split('\n')[0]
             raise UserError(f'{path} does not fit this policy: {reason}') from error
 

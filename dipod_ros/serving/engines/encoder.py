@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -19,6 +20,8 @@ from dipod_ros.serving.engines.graph_cache import EXPORTERS, FORMAT, package_ver
 
 # Features are about 1 in size; float32 backends agree to 1e-6, a wrong weight shows as 1e-2.
 GOLDEN_TOLERANCE = 1e-4
+# Graphs whose last engine is kept for a refit: those of the cameras of two policies.
+MAX_GRAPHS = 8
 
 
 class EncoderEngine(Protocol):
@@ -45,7 +48,8 @@ class EncoderFactory:
         self._torch = engine == 'torch' or lacking
         self._threads = threads
         # The last engine of each graph with its weights: online learning keeps the encoder.
-        self._by_graph: dict[str, tuple[EncoderEngine, dict[str, np.ndarray]]] = {}
+        self._by_graph: OrderedDict[str, tuple[EncoderEngine, dict[str, np.ndarray]]]
+        self._by_graph = OrderedDict()
 
     def build(self, checkpoint: Checkpoint) -> dict[str, EncoderEngine]:
         """Return a warm, checked engine for every image stream, by its name.
@@ -69,6 +73,9 @@ class EncoderFactory:
             engine = engine.refit(weights)
         check_encoder(engine, stream, golden.features[stream.name])
         self._by_graph[key] = engine, weights
+        self._by_graph.move_to_end(key)
+        while len(self._by_graph) > MAX_GRAPHS:
+            self._by_graph.popitem(last=False)
         return engine
 
     def _from_weights(

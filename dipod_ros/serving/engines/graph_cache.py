@@ -20,6 +20,8 @@ from pathlib import Path
 from dipod_ros.policy.spec import PolicySpec
 
 FORMAT = 1
+MAX_BYTES = 2 << 30  # all graphs together; the least recently used go first
+MAX_BAD = 3  # files set aside that are kept
 # Whoever writes the graph decides what is in it: another release is another graph.
 EXPORTERS = ('torch', 'onnx', 'onnxscript', 'dipod_ros')
 
@@ -52,12 +54,19 @@ def cache_dir() -> Path:
 def read(key: str) -> bytes | None:
     """Return the graph kept under `key`, None when there is none or it cannot be read."""
     with contextlib.suppress(OSError):
-        return (cache_dir() / f'{key}.onnx').read_bytes()
+        path = cache_dir() / f'{key}.onnx'
+        graph = path.read_bytes()
+        with contextlib.suppress(OSError):  # a folder that may be read alone
+            os.utime(path)  # used just now
+        return graph
     return None
 
 
 def write(key: str, graph: bytes) -> None:
-    """Keep a graph; a folder that cannot be written is no error, only a slower start next time."""
+    """Keep a graph; a folder that cannot be written is no error, only a slower start next time.
+
+    Others make way when there are too many: any checkpoint of another shape brings one.
+    """
     folder = cache_dir()
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
@@ -66,6 +75,7 @@ def write(key: str, graph: bytes) -> None:
             with os.fdopen(handle, 'wb') as file:
                 file.write(graph)
             os.replace(name, folder / f'{key}.onnx')
+            _evict(folder, keep=key)
         except OSError:
             with contextlib.suppress(OSError):
                 os.unlink(name)
@@ -77,6 +87,22 @@ def set_aside(key: str) -> None:
     path = cache_dir() / f'{key}.onnx'
     with contextlib.suppress(OSError):
         os.replace(path, path.with_suffix('.onnx.bad'))
+        bad = sorted(cache_dir().glob('*.onnx.bad'), key=lambda p: p.stat().st_mtime_ns)
+        for old in bad[:-MAX_BAD]:
+            old.unlink(missing_ok=True)
+
+
+def _evict(folder: Path, keep: str) -> None:
+    """Remove the graphs used longest ago until the rest fits into MAX_BYTES; never `keep`."""
+    with contextlib.suppress(FileNotFoundError):  # another process removes them too
+        found = [(p.stat(), p) for p in folder.glob('*.onnx')]
+        total = sum(stat.st_size for stat, _ in found)
+        for stat, path in sorted(found, key=lambda f: (f[0].st_mtime_ns, f[1].name)):
+            if total <= MAX_BYTES:
+                break
+            if path.stem != keep:
+                total -= stat.st_size
+                path.unlink()
 
 
 def package_version(package: str) -> str:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from dipod_ros.errors import UserError
 from dipod_ros.policy.checkpoint import Checkpoint
 from dipod_ros.serving.engines import verified
@@ -12,6 +14,9 @@ from dipod_ros.serving.engines.cuda_driver import find_gpu
 from dipod_ros.serving.engines.graph_cache import graph_key
 
 CHOICES = ('auto', *NAMES)
+# Graphs whose last engine is kept for a refit: the acting policy's, its candidate's, and those
+# before them. Each holds its weights.
+MAX_GRAPHS = 4
 
 
 class EngineFactory:
@@ -41,8 +46,8 @@ class EngineFactory:
         self.name, self.reason = self._candidates[0]
         _require(self.name, self.options)
         self._class = BACKENDS[self.name].load()
-        # The last engine of each graph, to refit; usually there is one graph per robot.
-        self._by_graph: dict[str, PolicyEngine] = {}
+        # The last engine of each of the graphs used last; usually there is one graph per robot.
+        self._by_graph: OrderedDict[str, PolicyEngine] = OrderedDict()
 
     def build(self, checkpoint: Checkpoint) -> PolicyEngine:
         """Return an engine for a checkpoint; raises EngineError or CheckpointError.
@@ -71,6 +76,9 @@ class EngineFactory:
             engine = _refitted(known, checkpoint)
             engine = engine or self._class.build(checkpoint, self.options)
         self._by_graph[key] = engine
+        self._by_graph.move_to_end(key)
+        while len(self._by_graph) > MAX_GRAPHS:
+            self._by_graph.popitem(last=False)
         return engine
 
     def _give_way(self, reason: str) -> bool:
