@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 
 from dipod_ros.cli.arguments import find_checkpoint
-from dipod_ros.cli.output import add_json_argument, write_json
+from dipod_ros.cli.output import add_json_argument, printable, write_json
 
 HELP = 'print what a checkpoint is and verify its weights'
 
@@ -56,8 +56,7 @@ def run(args: argparse.Namespace) -> int:
         if values:
             lines.append(f'  {title}')
             lines += [f'    {key:16} {value}' for key, value in values.items()]
-    # What a manifest says may hold signs that a terminal obeys.
-    print('\n'.join(''.join(c if c.isprintable() else '?' for c in line) for line in lines))
+    print('\n'.join(map(printable, lines)))
     if args.json:
         write_json(
             args.json,

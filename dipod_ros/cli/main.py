@@ -60,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if _debug():
             raise
-        print(f'dipod: {error}', file=sys.stderr)
+        from dipod_ros.cli.output import printable
+
+        print('dipod:', printable(str(error), keep='\n'), file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         if _debug():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the results of a command where `--json FILE` says; never half a file."""
+"""Writes what a command says: results where `--json FILE` says, never half a file; plain text."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ from dipod_ros.errors import UserError
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
     """Add `--json FILE`, the same for every command that has results."""
     parser.add_argument('--json', metavar='FILE', help='write the results to FILE as JSON')
+
+
+def printable(text: str, keep: str = '') -> str:
+    """Return a text with `?` for what a terminal would obey; for words out of files."""
+    return ''.join(c if c.isprintable() or c in keep else '?' for c in text)
 
 
 def write_json(path: str | Path, results: dict[str, Any]) -> Path:

@@ -164,6 +164,7 @@ def robot_text(
     limits: Mapping[str, Sequence[float]],
 ) -> str:
     """Return the robot file as text."""
+    from dipod_ros.cli.output import printable
     from dipod_ros.policy.urdf import screws
 
     more = f' and of {args.joint_limits}' if args.joint_limits else ''
@@ -171,7 +172,7 @@ def robot_text(
         more += f', speeds and accelerations times {args.scale:g}'
     lines = [
         # A line break in a name would end the comment.
-        HEAD.format(name=_line(name), urdf=_line(args.urdf), more=_line(more)) + '/**:',
+        HEAD.format(name=printable(name), urdf=printable(args.urdf), more=printable(more)) + '/**:',
         '  ros__parameters:',
         f'    robot: {_yaml(name)}',
         f'    joints: {_yaml([j.name for j in joints])}',
@@ -184,17 +185,13 @@ def robot_text(
     if found is not None:
         axes, origins, tip = found
         lines += [
-            TIP.format(tip=_line(args.tip), base=_line(chain[0].parent)).rstrip('\n'),
+            TIP.format(tip=printable(args.tip), base=printable(chain[0].parent)).rstrip('\n'),
             '    kinematics:',
             f'      axes: {_row(axes.ravel(), 6)}',
             f'      origins: {_row(origins.ravel(), 6)}',
             f'      tip: {_row(tip, 6)}',
         ]
     return '\n'.join(lines) + '\n'
-
-
-def _line(text: str) -> str:
-    return ''.join(c if c.isprintable() else '?' for c in text)
 
 
 def _row(values: Sequence[float], digits: int | None = None) -> str:

@@ -193,6 +193,10 @@ MIMIC = joint('a', 'tool', 'base', axis='0 0 1', inside='<mimic joint="b"/>')
         ((), {}, 'has no joints'),
         (('<?xml version="1.0"?><urdf/>',), {}, 'its root element is <urdf>'),
         (('<?xml version="1.0"?><robot',), {}, 'is not XML'),
+        (('<?xml version="1.0"?><!DOCTYPE robot [<!ENTITY a "x">]><robot>&a;</robot>',), {},
+         'remove its <!DOCTYPE'),
+        ((joint('a', 'tool', 'ba&#10;se'),), {'acceleration': 1}, 'has a line break'),
+        (TWO, {'limits': 'joint_limits: &a {a: 1}\nb: *a'}, 'write out what *a stands for'),
         (('<?xml version="1.0"?><robot xmlns:xacro="http://x"><xacro:arm/></robot>',), {}, 'xacro'),
     ],
 )  # fmt: skip
@@ -213,3 +217,11 @@ def test_a_file_that_is_there_stays(make):
     assert code == 2 and '--overwrite' in said
     code, params, _ = make(*TWO, acceleration=9, overwrite='')
     assert code == 0 and params['limits']['acceleration'] == [9.0, 9.0]
+
+
+def test_no_name_breaks_out_of_a_comment(make, tmp_path):
+    """A robot file is read by ROS: what stands in a line of its own there, counts."""
+    name = 'x\nother: {ros__parameters: {a: 1}}\n#'
+    code, params, _ = make(*TWO, name=name, acceleration=1)
+    assert code == 0 and params['robot'] == name
+    assert list(yaml.safe_load((tmp_path / 'arm.yaml').read_text())) == ['/**']
