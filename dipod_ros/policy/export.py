@@ -15,6 +15,7 @@ import warnings
 import torch
 from torch import nn
 
+from dipod_ros.errors import UserError
 from dipod_ros.policy import samplers
 from dipod_ros.policy.flow import FlowPolicy
 from dipod_ros.policy.guidance import guided_sample, require_pullback
@@ -24,6 +25,9 @@ from dipod_ros.policy.spec import Stream
 from dipod_ros.policy.vision import KeypointEncoder
 
 OPSET = 21
+# Layers of a graph, all evaluations together: its export takes time and memory in proportion, on
+# two cores about a minute for 300.
+MAX_UNROLLED = 1000
 DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 
 
@@ -91,9 +95,15 @@ def export_onnx(policy: FlowPolicy, precision: str = 'fp32', guided: bool = Fals
     are of that type but for what it keeps in `full_precision`; the normaliser and the integration
     stay float32. A `guided` graph is float32 and has two inputs more, `prefix` [1, H, A] and
     `weights` [1, H]. Raises RuntimeError when the exporter fails, UserError when the network cannot
-    be guided.
+    be guided, or the sampler's steps are too many for a graph.
     """
     spec = policy.spec
+    layers = spec.sampler.evaluations * spec.network['depth']
+    if layers > MAX_UNROLLED:
+        raise UserError(
+            f'sampler {spec.sampler} of a network of depth {spec.network["depth"]} is a graph of '
+            f'{layers} layers, at most {MAX_UNROLLED}: distil it to fewer steps, or use engine: torch'
+        )
     names = ['observation', 'noise']
     example = (torch.zeros(1, spec.observation_size), torch.zeros(1, spec.noise_size))
     if not guided:

@@ -8,8 +8,9 @@ torch = pytest.importorskip('torch')
 onnx = pytest.importorskip('onnx')
 ort = pytest.importorskip('onnxruntime')
 
+from dipod_ros.errors import UserError  # noqa: E402
 from dipod_ros.policy.export import OPSET, export_onnx  # noqa: E402
-from dipod_ros.policy.flow import OBSERVATION_CLAMP  # noqa: E402
+from dipod_ros.policy.flow import OBSERVATION_CLAMP, FlowPolicy  # noqa: E402
 from dipod_ros.policy.spec import SamplerSpec, Stream  # noqa: E402
 from dipod_ros.serving.engines.graph_cache import graph_key  # noqa: E402
 
@@ -171,3 +172,12 @@ def test_whatever_shapes_the_graph_changes_its_key(make_spec):
     keys = {graph_key(s) for s in specs}
     assert len(keys) == len(specs)
     assert all(len(k) == 64 for k in keys)
+
+
+def test_a_sampler_of_endless_steps_is_not_unrolled(make_spec, monkeypatch):
+    spec = make_spec(sampler=SamplerSpec('midpoint', 1000))
+    begun = []
+    monkeypatch.setattr(torch.onnx, 'export', lambda *a, **k: begun.append(a))
+    with pytest.raises(UserError, match='distil it to fewer steps, or use engine: torch'):
+        export_onnx(FlowPolicy(spec))
+    assert not begun
