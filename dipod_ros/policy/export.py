@@ -102,7 +102,8 @@ def export_onnx(policy: FlowPolicy, precision: str = 'fp32', guided: bool = Fals
     if layers > MAX_UNROLLED:
         raise UserError(
             f'sampler {spec.sampler} of a network of depth {spec.network["depth"]} is a graph of '
-            f'{layers} layers, at most {MAX_UNROLLED}: distil it to fewer steps, or use engine: torch'
+            f'{layers} layers, at most {MAX_UNROLLED}: distil it to fewer steps, or use engine: '
+            'torch'
         )
     names = ['observation', 'noise']
     example = (torch.zeros(1, spec.observation_size), torch.zeros(1, spec.noise_size))
