@@ -54,6 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--samples', type=int, default=512, help='decisions measured (default %(default)s)'
     )
     parser.add_argument(
+        '--advantages',
+        choices=('returns', 'q'),
+        default='returns',
+        help='what decisions were worth: by the rest of their episodes, or by a critic of chunks, '
+        'with which the gradients have far less noise (default %(default)s)',
+    )
+    parser.add_argument(
         '--gradient-samples',
         type=int,
         metavar='N',
@@ -164,6 +171,7 @@ def table(rows: list[dict]) -> list[str]:
 
 
 def _measure(target, policy, args, samplers, bar) -> dict:
+    from dipod_ros.learning.drift.decisions import own_decisions
     from dipod_ros.learning.drift.report import measure_drift
     from dipod_ros.learning.evaluate import evaluate_policy
     from dipod_ros.learning.vision import see_with
@@ -178,7 +186,7 @@ def _measure(target, policy, args, samplers, bar) -> dict:
         bar.update(1)
 
     bar.set_description(f'{target.path.name}: rollouts')
-    rollout, advantages = _rollout(policy, args)
+    rollout, advantages = own_decisions(policy, args.task_episodes, args.seed, args.advantages)
     report = measure_drift(
         policy,
         rollout,
@@ -213,37 +221,6 @@ def _measure(target, policy, args, samplers, bar) -> dict:
     }
 
 
-def _rollout(policy, args):
-    """Return episodes, and advantages from a critic fitted to as many others."""
-    import torch
-
-    from dipod_ros.learning.critic import CriticConfig, CriticTrainer
-    from dipod_ros.learning.rollout import collect_episodes
-    from dipod_ros.learning.seeding import numpy_rng, torch_rng
-    from dipod_ros.learning.vision import see_with
-    from dipod_ros.sim.vector_env import ChunkVectorEnv
-
-    spec, seed = policy.spec, args.seed
-    env = ChunkVectorEnv(spec.task, args.task_episodes // 2, spec.robot, seed=0, autoreset=False)
-    see_with(env, policy)
-    others, own = (
-        collect_episodes(
-            env,
-            policy.act,
-            spec.noise_size,
-            numpy_rng(seed, 'drift-noise', part),
-            seed=int(numpy_rng(seed, 'drift-episodes', part).integers(2**31)),
-        )
-        for part in range(2)
-    )
-    torch.manual_seed(seed)  # the critic's first weights
-    critic = CriticTrainer(spec.observation_size, CriticConfig())
-    for sweep in range(4):  # lambda-returns of a better critic each time
-        _, returns = critic.advantages(policy, others)
-        critic.fit(policy, others, returns, torch_rng(seed, 'drift-critic', sweep))
-    return own, critic.advantages(policy, own)[0]
-
-
 def _initial(folder: Path) -> list[Path]:
     from dipod_ros.policy import checkpoint as ckpt
 
@@ -256,5 +233,5 @@ def _initial(folder: Path) -> list[Path]:
 
 
 def _config(args: argparse.Namespace) -> dict:
-    names = ('checkpoints', 'task_episodes', 'samples', 'gradient_samples', 'sampler')
+    names = ('checkpoints', 'task_episodes', 'samples', 'gradient_samples', 'advantages', 'sampler')
     return {name: getattr(args, name) for name in (*names, 'eval_episodes')}

@@ -21,7 +21,7 @@ import torch
 
 from dipod_ros.learning.algorithms.base import Algorithm, Batch, autocast, root_mean_square
 from dipod_ros.learning.q_critic import QCritic, own_chunks
-from dipod_ros.learning.q_memory import rollout_decisions
+from dipod_ros.learning.q_memory import Decisions, rollout_decisions
 from dipod_ros.learning.rollout import Rollout
 from dipod_ros.policy.flow import FlowPolicy
 
@@ -39,11 +39,8 @@ def with_q_advantages(
     `batch` holds the decisions of `rollout`, with what `algorithm` remembers of them.
     """
     config = q.config
-    executed = rollout_decisions(policy, rollout)
-    chunks, _ = own_chunks(policy, executed.observations, config.samples, generator)
-    baseline = _baseline(q, executed.observations, executed.clock, chunks)
-    values = q.values(executed.observations, executed.clock, executed.actions)
-    advantages = _unit(batch.advantages) + config.weight * _unit(values - baseline)
+    executed = q_advantages(q, policy, rollout_decisions(policy, rollout), generator)
+    advantages = _unit(batch.advantages) + config.weight * _unit(executed)
     batch = replace(batch, advantages=_unit(advantages))
     if config.imagined == 0:
         return batch
@@ -55,6 +52,15 @@ def with_q_advantages(
     with autocast(algorithm.config.precision), torch.no_grad():
         more = replace(more, memory=algorithm.remember(policy, more, generator))
     return _join(batch, more)
+
+
+def q_advantages(
+    q: QCritic, policy: FlowPolicy, decisions: Decisions, generator: torch.Generator
+) -> torch.Tensor:
+    """Return A_Q [M] of decisions, over as many own chunks as `q.config.samples` says."""
+    o, clock = decisions.observations, decisions.clock
+    chunks, _ = own_chunks(policy, o, q.config.samples, generator)
+    return q.values(o, clock, decisions.actions) - _baseline(q, o, clock, chunks)
 
 
 def _baseline(

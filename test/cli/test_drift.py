@@ -102,6 +102,21 @@ def test_gradients_and_success_can_be_left_out_and_the_sampler_changed(run_dir, 
     assert row['report']['sampler'].startswith('euler-3')
 
 
+def test_the_same_decisions_are_judged_by_returns_or_by_a_critic_of_chunks(run_dir, tmp_path):
+    reports = {}
+    for name in ('returns', 'q'):
+        out = tmp_path / f'{name}.json'
+        words = ('--eval-episodes', 0, '--advantages', name, '--json', out)
+        assert run(run_dir.parent / 'initial', *SMALL, *words) == 0
+        told = json.loads(out.read_text())
+        assert told['config']['advantages'] == name
+        reports[name] = told['results'][0]['report']
+    judged = ('gap_positive', 'gap_negative', 'alignment')
+    assert all(reports['returns'][key] != reports['q'][key] for key in judged)
+    others = set(reports['q']) - set(judged)
+    assert all(reports['returns'][key] == reports['q'][key] for key in others)
+
+
 @pytest.mark.parametrize(
     ('words', 'reason'),
     [

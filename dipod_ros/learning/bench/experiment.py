@@ -152,11 +152,16 @@ class Training:
         # A method that adapts to the gap measures it itself, as part of learning.
         self._gap_inside = getattr(config, 'gap_target', 0) > 0
         imitated, q_critic = self.method.imitation, self.method.q_critic
+        critic = CriticConfig(**self.method.critic)
+        if self.regime.window > 1:
+            # The window is its memory: it would be fitted to each rollout once more in every update
+            # that still learns from it.
+            critic = replace(critic, history=1)
         self.learner = Learner(
             start,
             LearnerConfig(
                 algorithm=config,
-                critic=CriticConfig(**self.method.critic),
+                critic=critic,
                 imitation=None if imitated is None else ImitationConfig(**imitated),
                 q_critic=None if q_critic is None else QCriticConfig(**q_critic),
                 critic_warmup_updates=self.method.critic_warmup_updates,
