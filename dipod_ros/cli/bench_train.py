@@ -23,6 +23,7 @@ from dipod_ros.learning.algorithms.base import Batch, run_epochs
 from dipod_ros.learning.algorithms.dipod import DipodConfig
 from dipod_ros.learning.learner import Learner
 from dipod_ros.learning.learner_state import LearnerConfig
+from dipod_ros.learning.q_critic import QCriticConfig
 from dipod_ros.learning.rollout import Rollout, collect_episodes
 from dipod_ros.learning.seeding import numpy_rng, torch_rng
 from dipod_ros.learning.vision import see_with
@@ -39,7 +40,11 @@ def measure(options: Options) -> dict[str, Any]:
     env = ChunkVectorEnv(policy.spec.task, episodes, policy.spec.robot, seed=0, autoreset=False)
     see_with(env, policy)
     results = _epoch_cost(policy, _collect(env, policy, 0), options)
-    results |= _loop_shares(env, policy, options)
+    plain = DipodConfig(epochs=options.pick(DipodConfig().epochs, 5))
+    results |= _loop_shares(env, policy, LearnerConfig(plain), options)
+    recommended = replace(plain, learning_rate=1e-3, ema=0.95)
+    with_critic = LearnerConfig(recommended, q_critic=QCriticConfig())
+    results['with_q_critic'] = _loop_shares(env, policy, with_critic, options)
     results['outside'] = _outside(env, options)
     return results
 
@@ -110,10 +115,11 @@ def _epoch(policy: FlowPolicy, rollout: Rollout, config: DipodConfig) -> Callabl
     return lambda: run_epochs(algorithm, learning, optimizer, batch, order) and None
 
 
-def _loop_shares(env: Any, policy: FlowPolicy, options: Options) -> dict[str, Any]:
+def _loop_shares(
+    env: Any, policy: FlowPolicy, config: LearnerConfig, options: Options
+) -> dict[str, Any]:
     """Return where the time of learning goes: rollouts, gradients, everything else."""
-    config = DipodConfig(epochs=options.pick(DipodConfig().epochs, 5))
-    learner = Learner(policy, LearnerConfig(algorithm=config, critic_warmup_updates=0))
+    learner = Learner(policy, replace(config, critic_warmup_updates=0))
     spent = {'rollout': 0.0, 'update': 0.0}
     steps, gradient_s = 0, 0.0
     updates = options.pick(10, 2)

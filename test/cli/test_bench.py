@@ -150,6 +150,9 @@ def test_swap(tmp_path):
 def test_train(tmp_path):
     train = measure(tmp_path, 'train')['train']
     assert 0 < train['not_gradient_share'] < 1
+    # The critic's gradients are gradients: the same rollouts, a longer update.
+    assert train['with_q_critic']['update_s'] > train['update_s']
+    assert 0 < train['with_q_critic']['not_gradient_share'] < 1
     assert 0.5 < train['dipod_over_fpo'] < 2  # the same work: far from another pass of the network
 
 
