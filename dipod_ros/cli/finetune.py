@@ -39,7 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='default %(default)s',
     )
     parser.add_argument(
-        '--gap-target', type=float, default=0.0, metavar='NATS', help='above 0: beta adapts to it'
+        '--gap-target',
+        type=float,
+        default=0.0,
+        metavar='NATS',
+        help="above 0: beta adapts until the ELBO gap is so much above the initial policy's",
     )
     parser.add_argument(
         '--burst-every',

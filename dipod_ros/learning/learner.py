@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from dipod_ros.learning.algorithms.base import (
     Batch,
-    UpdateStopped,
     root_mean_square,
     run_epochs,
 )
@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 ADVANTAGE_FLOOR = 1e-9
 # Own actions whose exact likelihood is computed for the log: a standard error below one nat.
 GAP_ACTIONS = 64
+# ... and for a beta that follows it: half of that error.
+ADAPT_ACTIONS = 256
 
 
 class Learner(LearnerState):
@@ -58,13 +60,13 @@ class Learner(LearnerState):
         and advantages are scaled to one whatever their size. Raises UserError, and changes
         nothing, for an empty rollout, one of forgotten versions or with numbers that are not
         finite. When `stop` turns true, the update is given up: everything is put back and
-        UpdateStopped raised.
+        UpdateStopped raised; so is what an error in the middle has left.
         """
         self.require_fits(rollout)
         begun = self.snapshot()
         try:
             return self._improve(rollout, stop)
-        except UpdateStopped:
+        except Exception:
             self.restore(begun)
             raise
 
@@ -144,6 +146,9 @@ class Learner(LearnerState):
         batch = self.versions.remembered(batch, rollout, self.algorithm, self._rng('path'))
         if self.q is not None:
             rng = self._rng('imagined')
+            if not self._own_tell_apart(rollout):
+                # Where the demonstrations alone do, what is left of these is the critic's error.
+                batch = replace(batch, advantages=torch.zeros_like(batch.advantages))
             batch = with_q_advantages(self.q, batch, rollout, self.policy, self.algorithm, rng)
         begun_s = time.process_time()
         metrics |= run_epochs(
@@ -162,11 +167,11 @@ class Learner(LearnerState):
 
     def _tells_apart(self, rollout: Rollout) -> bool:
         """Return whether anything that is remembered was worth more than anything else."""
-        return (
-            rollout.tells_apart
-            or bool(np.ptp(self.returns) > 0)
-            or (self.q is not None and self.q.tells_apart)
-        )
+        return self._own_tell_apart(rollout) or (self.q is not None and self.q.tells_apart)
+
+    def _own_tell_apart(self, rollout: Rollout) -> bool:
+        """Return whether any own decision was worth more than another."""
+        return rollout.tells_apart or bool(np.ptp(self.returns) > 0)
 
     def _judge(
         self,
@@ -200,11 +205,12 @@ class Learner(LearnerState):
             return
         rng = self._rng('gap')
         exact = self.policy.spec.sampler.deterministic
-        if self.algorithm.wants_fitted_gap or not exact:
+        if not exact:
             metrics['elbo_gap_nats'] = elbo_gap_nats(self.policy, observations, rng)
-        if exact:
+        else:
             # The gap itself, in a quarter of the time that the fit of a lower bound takes.
-            gap = executed_gap(self.policy, observations, rng, actions=GAP_ACTIONS)
+            actions = ADAPT_ACTIONS if self.algorithm.adapts_to_gap else GAP_ACTIONS
+            gap = executed_gap(self.policy, observations, rng, actions=actions)
             metrics['exact_gap_nats'] = gap.mean
 
     def mismatch(self, rollout: Rollout, limit: int = 64) -> float:

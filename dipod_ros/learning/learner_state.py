@@ -52,6 +52,13 @@ class LearnerConfig:
     gap_every: int = 10  # updates between estimates of the ELBO gap; 0 is never
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.algorithm.build().adapts_to_gap and not self.gap_every > 0:
+            raise UserError(
+                'gap_target adapts beta to the measured gap, and gap_every 0 never measures it: '
+                'set gap_every to 4, or gap_target to 0'
+            )
+
 
 class LearnerState:
     """The parts that learn, and what they remember: taken back as one, saved as one."""

@@ -87,7 +87,8 @@ def td_lambda_targets(
         G_t = r_t + gamma (1 - terminated_t) ((1 - lambda) Q(o_{t+1}, a') + lambda G_{t+1})
 
     with a' ~ pi, and Q in place of the bracket at the last decision of an episode that was cut off.
-    What other policies did afterwards is not corrected for: they are earlier versions of this one.
+    What other policies did afterwards is not corrected for: earlier versions of this one, and
+    whoever demonstrated.
     """
     # In lists: thousands of rows in thousands of steps of a tensor would take seconds.
     r, ahead = rewards.tolist(), next_values.masked_fill(terminated, 0.0).tolist()

@@ -35,7 +35,10 @@ class TrainerParams:
     max_updates: int = param(0, 'updates after which learning is finished; 0 is no end', low=0)
     beta: float = param(0.1, 'on-policy ELBO regulariser, x RMS of the advantage', low=0.0)
     gap_target: float = param(
-        0.0, 'above 0: beta is adapted until the ELBO gap is this many nats', low=0.0
+        0.0,
+        'above 0: beta is adapted until the ELBO gap is this many nats above that of the initial '
+        'policy',
+        low=0.0,
     )
     burst_every: int = param(
         0, 'updates between bursts of self-distillation (Algorithm 1); 0 is none', low=0

@@ -95,17 +95,37 @@ def test_the_anchor_is_the_policy_that_learning_started_from(make_policy):
 
 def test_beta_rises_while_the_gap_is_above_its_target_and_falls_below_it():
     algorithm = DipodConfig(beta=0.1, gap_target=1.0).build()
-    algorithm.observe({'elbo_gap_nats': 1.4})
-    assert algorithm.beta == pytest.approx(0.1 * math.exp(0.5 * 0.4))
+    # What counts is the excess over the first one, and the gap itself where it is known.
+    algorithm.observe({'exact_gap_nats': 10.0, 'elbo_gap_nats': 2.0})
+    assert algorithm.beta == pytest.approx(0.1 * math.exp(-0.5))
+    algorithm.observe({'exact_gap_nats': 11.4, 'elbo_gap_nats': 2.0})
+    assert algorithm.beta == pytest.approx(0.1 * math.exp(-0.5 + 0.2))
     algorithm.observe({'success_rate': 0.5})
-    algorithm.observe({'elbo_gap_nats': math.nan})
-    assert algorithm.beta == pytest.approx(0.1 * math.exp(0.2))
+    algorithm.observe({'exact_gap_nats': math.nan})
+    assert algorithm.beta == pytest.approx(0.1 * math.exp(-0.3))
     for _ in range(50):
         algorithm.observe({'elbo_gap_nats': 1e6})
     assert algorithm.beta == BETA_RANGE[1]
     for _ in range(50):
         algorithm.observe({'elbo_gap_nats': 0.0})
     assert algorithm.beta == BETA_RANGE[0]
+
+
+def test_a_gap_that_is_never_measured_is_no_target():
+    with pytest.raises(UserError, match='gap_every 0 never measures it: set gap_every to 4'):
+        LearnerConfig(algorithm=DipodConfig(gap_target=1.0), gap_every=0)
+
+
+def test_the_clip_of_aspo_cuts_good_actions_alone():
+    ell_old = torch.zeros(2, 2)
+    # Ratios 0.5, 1, 1 and 2; the first is of a bad action.
+    ell = -torch.tensor([[0.5, 1.0], [1.0, 2.0]]).log()
+    a = torch.tensor([-1.0, 1.0])
+    shares = [
+        dipod_loss(ell, ell_old, a, DipodConfig(trust_region=region))[1]['clip_fraction']
+        for region in ('ppo', 'aspo')
+    ]
+    assert shares == [0.5, 0.25]
 
 
 def test_an_adapted_beta_survives_a_resume_and_a_fixed_one_is_that_of_the_settings(
@@ -116,11 +136,14 @@ def test_an_adapted_beta_survives_a_resume_and_a_fixed_one_is_that_of_the_settin
         learner = Learner(make_policy(), replace(QUICK, algorithm=algorithm, gap_every=1))
         row = learner.update(make_rollout(make_policy()))
         learner.save(tmp_path / 'state')
-        other = Learner(make_policy(), replace(QUICK, algorithm=replace(algorithm, beta=0.7)))
+        other = Learner(
+            make_policy(), replace(QUICK, algorithm=replace(algorithm, beta=0.7), gap_every=1)
+        )
         other.load(tmp_path / 'state')
         assert row['beta'] == learner.algorithm.beta
         if expected == 'adapted':
-            assert other.algorithm.beta == learner.algorithm.beta != 0.1
+            assert other.algorithm.state() == learner.algorithm.state()
+            assert other.algorithm.beta != 0.1 and 'first_gap_nats' in other.algorithm.state()
         else:
             assert (other.algorithm.beta, learner.algorithm.beta) == (0.7, 0.1)
 
@@ -151,6 +174,14 @@ def test_self_distillation_refuses_a_sampler_that_shrinks_the_policy(make_policy
     policy = make_policy(sampler=SamplerSpec('euler', 10))
     with pytest.raises(UserError, match='midpoint'):
         self_distill(policy, torch.zeros(4, 2), torch.Generator(), steps=1)
+
+
+def test_bursts_that_could_not_be_are_refused_before_anything_is_learned(make_policy):
+    policy = make_policy(sampler=SamplerSpec('euler', 4))
+    for options in ({'burst_every': 2}, {'burst_every': 0, 'initial_steps': 3}):
+        with pytest.raises(UserError, match='choose midpoint'):
+            Learner(policy, replace(QUICK, algorithm=InterleavedConfig(**options)))
+    Learner(policy, replace(QUICK, algorithm=InterleavedConfig(burst_every=0)))
 
 
 def test_bursts_come_when_they_are_due(make_policy, make_rollout):

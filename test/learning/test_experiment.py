@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip('torch')
 
 from dipod_ros.errors import UserError  # noqa: E402
+from dipod_ros.learning.algorithms import gaussian_ppo  # noqa: E402
 from dipod_ros.learning.bench import experiment, experiment_start, suites  # noqa: E402
 from dipod_ros.learning.bench.experiment import (  # noqa: E402
     Interrupted,
@@ -24,13 +25,20 @@ from dipod_ros.learning.bench.experiment_result import (  # noqa: E402
     smooth,
     steps_to,
 )
-from dipod_ros.learning.bench.experiment_score import SWEEP, without_noise  # noqa: E402
+from dipod_ros.learning.bench.experiment_score import (  # noqa: E402
+    EVALUATION_SEED,
+    SWEEP,
+    Effort,
+    measure,
+    without_noise,
+)
 from dipod_ros.learning.bench.experiment_start import make_worlds, start_policy  # noqa: E402
 from dipod_ros.learning.bench.jobs import Job, update_config  # noqa: E402
 from dipod_ros.learning.bench.regimes import Regime  # noqa: E402
 from dipod_ros.learning.collapse import HealthConfig  # noqa: E402
 from dipod_ros.learning.demonstrations.dataset import Demonstrations  # noqa: E402
 from dipod_ros.learning.demonstrations.scripted import record  # noqa: E402
+from dipod_ros.learning.evaluate import evaluate_policy  # noqa: E402
 from dipod_ros.policy.flow import load_policy  # noqa: E402
 from dipod_ros.policy.spec import SamplerSpec  # noqa: E402
 from dipod_ros.resources import resource  # noqa: E402
@@ -62,6 +70,20 @@ def whole(tmp_path_factory):
     result = run_job(job, folder, lambda share, text: shares.append(share))
     assert shares == sorted(shares) and shares[-1] == 1.0
     return folder, job, result
+
+
+@pytest.fixture
+def short_gaussian_start(monkeypatch):
+    """Let the Gaussian be fitted in a few steps; return the calls."""
+    calls = []
+
+    def short(*arguments):
+        calls.append(arguments)
+        return original(*arguments, steps=3, batch=16)
+
+    original = gaussian_ppo.gaussian_start
+    monkeypatch.setattr(gaussian_ppo, 'gaussian_start', short)
+    return calls
 
 
 def finish(training):
@@ -248,17 +270,29 @@ def test_demonstrations_without_rewards_are_not_for_a_shaped_task():
         update_config(Job('rail_push', 'dipod_0.1_q', 0))
 
 
-def test_all_seeds_of_gaussian_ppo_share_one_start(tmp_path, monkeypatch):
-    from dipod_ros.learning.algorithms import gaussian_ppo
+@pytest.mark.parametrize('method', ['dppo', 'reinflow', 'gaussian_ppo'])
+def test_what_a_method_explores_with_is_not_judged(tmp_path, short_gaussian_start, method):
+    job = Job('reach', method, 0, 'smoke')
+    training = Training(job, tmp_path)
+    keeps_flow = training.learner.algorithm.keeps_flow
+    result = measure(job, training.learner.policy, keeps_flow, lambda share: None)
+    env = make_worlds(job, Effort.of(job).worlds, seed=EVALUATION_SEED)
+    policy = training.learner.policy
+    quiet = without_noise(policy, keeps_flow) if training.method.flow else policy
+    rate = evaluate_policy(
+        env,
+        quiet,
+        episodes=result['final']['episodes'],
+        seed=EVALUATION_SEED,
+        zero_noise=not training.method.flow,
+    )
+    assert result['score'] == rate.success == result['final']['success']
+    assert result['sampler'].startswith('euler-' if training.method.flow else 'mean')
+    assert 0 <= result['score_exploring'] <= 1
 
-    calls = []
 
-    def short(*arguments):
-        calls.append(arguments)
-        return original(*arguments, steps=3, batch=16)
-
-    original = gaussian_ppo.gaussian_start
-    monkeypatch.setattr(gaussian_ppo, 'gaussian_start', short)
+def test_all_seeds_of_gaussian_ppo_share_one_start(tmp_path, short_gaussian_start):
+    calls = short_gaussian_start
     first, sha256 = start_policy(Job('reach', 'gaussian_ppo', 0), tmp_path)
     second, _ = start_policy(Job('reach', 'gaussian_ppo_tuned', 1), tmp_path)
     assert len(calls) == 1 and isinstance(second, gaussian_ppo.GaussianPolicy)

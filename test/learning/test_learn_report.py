@@ -13,6 +13,7 @@ torch = pytest.importorskip('torch')
 
 from dipod_ros.errors import UserError  # noqa: E402
 from dipod_ros.learning.bench.experiment_result import SCHEMA, settings_of, write_json  # noqa: E402
+from dipod_ros.learning.bench.experiment_start import known_start  # noqa: E402
 from dipod_ros.learning.bench.jobs import Job  # noqa: E402
 from dipod_ros.learning.bench.learn_plots import _readable, band  # noqa: E402
 from dipod_ros.learning.bench.learn_report import collect, markdown, write_report  # noqa: E402
@@ -38,9 +39,11 @@ def write_result(folder, job, score, rings_at=math.inf, **changes):
     result = {
         'schema': SCHEMA,
         'job': vars(job),
-        'settings': settings_of(job, 'start'),
+        'settings': settings_of(job, known_start(job.task) or 'start'),
         'score_kind': 'return' if job.task == 'hopper' else 'success',
         'score': score,
+        'score_exploring': None if flow else score - 0.2,
+        'sampler': 'midpoint-5 (10 evaluations)' if flow else 'mean',
         'control_steps': 10_000,
         'wall_s': 10.0,
         'rollout_s': 2.0,
@@ -179,6 +182,42 @@ def test_the_aggregate_is_over_tasks_with_the_same_score(results, tmp_path):
     assert '1500' in markdown(report)
 
 
+def test_over_tasks_each_counts_the_same_and_single_seeds_do_not(tmp_path):
+    jobs = [Job('reach', 'fpo++', seed) for seed in range(5)]
+    jobs += [Job('pillar_reach', 'fpo++', seed) for seed in range(3)]
+    jobs += [Job('rail_push', 'fpo++', 0)]
+    for job in jobs:
+        level = {'reach': 0.9, 'pillar_reach': 0.5, 'rail_push': 0.1}[job.task]
+        write_result(tmp_path, job, level)
+    report = collect(jobs, tmp_path)
+    assert report.aggregates['default', 'fpo++'].iqm == pytest.approx(0.7)
+    assert (
+        '| default | fpo++ | 3 |' in markdown(report)
+        and 'rail_push |\n' not in (markdown(report).split('over all tasks')[1])
+    )
+
+
+def test_a_score_with_exploring_noise_is_named(tmp_path):
+    jobs = [Job('reach', name, 0) for name in ('fpo++', 'dppo', 'gaussian_ppo')]
+    for job in jobs:
+        write_result(tmp_path, job, 0.9)
+    assert not any('explored' in w for w in collect(jobs, tmp_path).warnings)
+    for job, sampler in zip(jobs, ('midpoint-5', 'chain-4', 'euler-1'), strict=True):
+        result = json.loads(job.file(tmp_path).read_text())
+        del result['score_exploring']
+        job.file(tmp_path).write_text(json.dumps(result | {'sampler': sampler}))
+    (warning,) = [w for w in collect(jobs, tmp_path).warnings if 'explored' in w]
+    assert warning.endswith(': reach/default/dppo, reach/default/gaussian_ppo')
+
+
+def test_results_that_no_suite_has_are_named(tmp_path):
+    jobs = [Job('reach', 'fpo++', 0), Job('reach', 'dipod_0.3_ema', 0, 'window_3')]
+    for job in jobs:
+        write_result(tmp_path, job, 0.9)
+    (warning,) = [w for w in collect(jobs[:1], tmp_path).warnings if 'no suite' in w]
+    assert warning.endswith(': reach/window_3/dipod_0.3_ema')
+
+
 def test_one_seed_has_no_interval_and_is_named(tmp_path):
     job = Job('reach', 'fpo++', 0)
     write_result(tmp_path, job, 0.9)
@@ -192,8 +231,13 @@ def test_results_of_other_settings_are_named(results):
     assert not any('other settings' in w for w in collect(jobs, folder).warnings)
     file = jobs[0].file(folder)
     result = json.loads(file.read_text())
-    result['settings']['config']['clip'] = 0.7
-    file.write_text(json.dumps(result))
+    mine = result['settings']
+    other = [mine | {'config': mine['config'] | {'clip': 0.7}}, mine | {'start_sha256': 'gone'}]
+    for settings in other:
+        file.write_text(json.dumps(result | {'settings': settings}))
+        (warning,) = [w for w in collect(jobs, folder).warnings if 'other settings' in w]
+        assert warning.endswith(': reach/default/fpo++')
+    file.write_text(json.dumps(result | {'settings': other[0]}))
     (warning,) = [w for w in collect(jobs, folder).warnings if 'other settings' in w]
     assert warning.endswith(': reach/default/fpo++')
 

@@ -27,8 +27,8 @@ CLOCKS = {'wall_s', 'rollout_s', 'update_s', 'other_s', 'cpu_s', 'measure_s'}
 KEYS = CLOCKS | {
     'schema', 'job', 'settings', 'score_kind', 'control_steps', 'minutes', 'episodes', 'updates',
     'curve', 'gap_curve', 'action_std_ratio', 'alarms', 'alarm_at', 'collapsed', 'steps_to_08',
-    'minutes_to_08', 'steps_to_095', 'minutes_to_095', 'score', 'final', 'sampler', 'sweep',
-    'zero_noise', 'gap_nats', 'exact_gap_nats', 'student',
+    'minutes_to_08', 'steps_to_095', 'minutes_to_095', 'score', 'score_exploring', 'final',
+    'sampler', 'sweep', 'zero_noise', 'gap_nats', 'exact_gap_nats', 'student',
 }  # fmt: skip
 
 

@@ -369,6 +369,29 @@ def test_the_batch_gets_both_advantages_and_imagined_decisions(make_policy, make
     assert not torch.allclose(more.advantages[:-7], unit, atol=0.05)
 
 
+def test_before_an_own_success_the_errors_of_the_other_critic_move_nothing(
+    make_policy, make_demonstrations, make_rollout
+):
+    """Demonstrations tell good from bad then, own decisions do not."""
+    after = []
+    for wrong, lucky in ((0.0, False), (1.0, False), (1.0, True)):
+        learner = Learner(make_policy(), QUICK, [make_demonstrations()])
+        for update in range(3):
+            acting = learner.behaviour(learner.version)
+            rollout = make_rollout(acting, seed=update, version=learner.version)
+            if not lucky:
+                none = np.zeros(len(rollout), dtype=np.float32)
+                success = np.zeros(rollout.episodes, dtype=bool)
+                rollout = replace(rollout, rewards=none, success=success, returns=success * 1.0)
+            with torch.no_grad():
+                for weight in learner.critic.critic.parameters():
+                    weight += wrong * torch.randn(weight.shape, generator=torch.Generator())
+            learner.update(sparse(rollout))
+        assert learner.version == 2
+        after.append(torch.cat([p.flatten() for p in learner.policy.net.parameters()]))
+    assert torch.equal(after[0], after[1]) and not torch.equal(after[1], after[2])
+
+
 @pytest.mark.parametrize('shown', [False, True])
 def test_a_resumed_run_goes_on_bit_by_bit(
     make_policy, make_demonstrations, make_rollout, tmp_path, shown

@@ -111,8 +111,8 @@ class Algorithm(ABC):
         self.config = config
 
     @property
-    def wants_fitted_gap(self) -> bool:
-        """Whether `observe` goes by `elbo_gap_nats`, also where the gap itself can be had."""
+    def adapts_to_gap(self) -> bool:
+        """Whether `observe` goes by the measured gap, which then has to be precise."""
         return False
 
     def start(self, policy: FlowPolicy) -> FlowPolicy:
@@ -254,9 +254,15 @@ def clipped_surrogate(
 
 
 @torch.no_grad()
-def clip_fraction(rho: torch.Tensor, advantages: torch.Tensor, clip: float | torch.Tensor) -> float:
-    """Return the share of ratios whose gradient the clip cuts."""
-    outside = torch.where(advantages >= 0, rho > 1 + clip, rho < 1 - clip)
+def clip_fraction(
+    rho: torch.Tensor,
+    advantages: torch.Tensor,
+    clip: float | torch.Tensor,
+    bad_actions: bool = True,
+) -> float:
+    """Return the share of ratios whose gradient the clip cuts; without `bad_actions` of A >= 0."""
+    below = (rho < 1 - clip) & bad_actions
+    outside = torch.where(advantages >= 0, rho > 1 + clip, below)
     return float(outside.float().mean())
 
 

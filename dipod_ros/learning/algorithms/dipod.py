@@ -59,7 +59,8 @@ class DipodConfig(UpdateConfig):
     # On-policy ELBO regulariser, in units of the normalised advantage. 0.1 costs a little speed in
     # the beginning and is what keeps a long run, a wide clip or a bad estimate from going wrong.
     beta: float = 0.1
-    # Above 0, beta is adapted (dual ascent) until the measured ELBO gap is this many nats.
+    # Above 0, beta is adapted (dual ascent) until the measured ELBO gap is so many nats above that
+    # of the policy that learning started from: a cloned flow has a gap too.
     gap_target: float = 0.0
     # Monte-Carlo (t, eps) that an action keeps, and how many of them each gradient step takes (0 is
     # all). Few that are met again in every epoch are learned by heart: see docs/dipod.md.
@@ -134,7 +135,7 @@ def dipod_loss(
             held = held * chosen
         loss = loss + beta * held.mean()
     stats = {
-        'clip_fraction': clip_fraction(rho, a, config.clip),
+        'clip_fraction': clip_fraction(rho, a, config.clip, config.trust_region == 'ppo'),
         'ratio_mean': float(rho.detach().mean()),
         'cfm_loss': float(ell.detach().mean()),
     }
@@ -150,12 +151,14 @@ class Dipod(Algorithm):
         """Begin with the configured beta."""
         super().__init__(config)
         self.beta = config.beta if config.gap_target == 0 else max(config.beta, BETA_RANGE[0])
+        # The first gap that was measured.
+        self._first_gap = math.nan
         self._start: FlowPolicy | None = None
         self._columns: torch.Tensor | slice = slice(None)
 
     @property
-    def wants_fitted_gap(self) -> bool:
-        """True when beta is adapted to it."""
+    def adapts_to_gap(self) -> bool:
+        """True with a `gap_target`."""
         return self.config.gap_target > 0
 
     def start(self, policy: FlowPolicy) -> FlowPolicy:
@@ -196,18 +199,28 @@ class Dipod(Algorithm):
         return dipod_loss(ell, ell_old, batch.advantages, self.config, self.beta, held)
 
     def observe(self, metrics: dict[str, float]) -> None:
-        """Adapt beta to a gap that was measured: dual ascent on E[log pi - ELBO] <= gap_target."""
-        gap, target = metrics.get('elbo_gap_nats', math.nan), self.config.gap_target
+        """Adapt beta to a gap that was measured.
+
+        Dual ascent on E[log pi - ELBO] <= its first estimate + gap_target. The exact gap, or its
+        fitted bound where the sampler has no exact likelihood.
+        """
+        fitted, target = metrics.get('elbo_gap_nats', math.nan), self.config.gap_target
+        gap = metrics.get('exact_gap_nats', fitted)
         if target > 0 and math.isfinite(gap):
-            step = max(-BETA_STEP, min(BETA_STEP, 0.5 * (gap / target - 1)))
+            if math.isnan(self._first_gap):
+                self._first_gap = gap
+            excess = gap - self._first_gap
+            step = max(-BETA_STEP, min(BETA_STEP, 0.5 * (excess / target - 1)))
             low, high = BETA_RANGE
             self.beta = max(low, min(high, self.beta * math.exp(step)))
 
     def state(self) -> dict[str, float]:
-        """Return the present beta."""
-        return {'beta': self.beta}
+        """Return the present beta, and the gap it is adapted from once that is known."""
+        known = {} if math.isnan(self._first_gap) else {'first_gap_nats': self._first_gap}
+        return {'beta': self.beta} | known
 
     def load_state(self, state: dict[str, float]) -> None:
         """Put an adapted beta back; a fixed one is that of the configuration."""
         if self.config.gap_target > 0:
             self.beta = float(state['beta'])
+            self._first_gap = float(state.get('first_gap_nats', math.nan))

@@ -40,11 +40,7 @@ def self_distill(
         learning_rate: of an Adam that lives for this call.
 
     """
-    if policy.spec.sampler.solver == 'euler' and policy.spec.sampler.steps < 64:
-        raise UserError(
-            f'self-distillation needs a sampler that keeps the spread of the actions, '
-            f'{policy.spec.sampler} does not: choose midpoint'
-        )
+    require_spread(policy)
     teacher = policy.clone()
     optimizer = torch.optim.Adam(policy.net.parameters(), lr=learning_rate)
     total = 0.0
@@ -61,6 +57,15 @@ def self_distill(
         optimizer.step()
         total += float(loss.detach())
     return total / max(1, steps)
+
+
+def require_spread(policy: FlowPolicy) -> None:
+    """Raise UserError for a sampler whose own actions are narrower than the policy."""
+    if policy.spec.sampler.solver == 'euler' and policy.spec.sampler.steps < 64:
+        raise UserError(
+            f'self-distillation needs a sampler that keeps the spread of the actions, '
+            f'{policy.spec.sampler} does not: choose midpoint'
+        )
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,12 @@ class Interleaved(Dipod):
     """Policy gradients with bursts of self-distillation on fresh samples of the newest policy."""
 
     config: InterleavedConfig
+
+    def start(self, policy: FlowPolicy) -> FlowPolicy:
+        """Return a copy that learns; UserError for a sampler that no burst could use."""
+        if self.config.burst_every * self.config.burst_steps or self.config.initial_steps:
+            require_spread(policy)
+        return super().start(policy)
 
     def initial_stage(
         self, policy: FlowPolicy, batch: Batch, generator: torch.Generator

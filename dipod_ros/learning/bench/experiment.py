@@ -36,7 +36,12 @@ from dipod_ros.learning.bench.experiment_result import (
     steps_to,
     write_json,
 )
-from dipod_ros.learning.bench.experiment_score import exact_gap, fitted_gap, measure
+from dipod_ros.learning.bench.experiment_score import (
+    exact_gap,
+    fitted_gap,
+    measure,
+    without_noise,
+)
 from dipod_ros.learning.bench.experiment_start import (
     make_worlds,
     start_demonstrations,
@@ -116,7 +121,8 @@ def run_job(
     result = training.report() | figures | {'measure_s': time.monotonic() - began}
     if training.method.flow:  # a Gaussian has no checkpoint
         lineage = {'start': training.start_sha256, 'job': str(job)}
-        training.learner.policy.save(job.file(run_dir, '.policy'), lineage=lineage, overwrite=True)
+        policy = without_noise(training.learner.policy, keeps_flow)  # which is what was judged
+        policy.save(job.file(run_dir, '.policy'), lineage=lineage, overwrite=True)
     write_json(file, result)
     training.discard()
     progress(1.0, 'done')
@@ -149,8 +155,6 @@ class Training:
         self._state_file = job.file(run_dir, '.state.safetensors')
         self._run_file = job.file(run_dir, '.run.json')
         start, self.start_sha256 = start_policy(job, run_dir)
-        # A method that adapts to the gap measures it itself, as part of learning.
-        self._gap_inside = getattr(config, 'gap_target', 0) > 0
         imitated, q_critic = self.method.imitation, self.method.q_critic
         critic = CriticConfig(**self.method.critic)
         if self.regime.window > 1:
@@ -167,7 +171,8 @@ class Training:
                 critic_warmup_updates=self.method.critic_warmup_updates,
                 health=ALARM if self.method.guarded else NO_ALARM,
                 max_lag=self.regime.lag + self.regime.window - 1,
-                gap_every=ADAPT_EVERY if self._gap_inside else 0,
+                # A method that adapts to the gap measures it itself, as part of learning.
+                gap_every=ADAPT_EVERY if config.build().adapts_to_gap else 0,
                 seed=job.seed,
             ),
             [start_demonstrations(job.task)] if self.method.demonstrations else [],
@@ -206,7 +211,7 @@ class Training:
         self.curve.append(row)
         self.seconds['other'] += time.monotonic() - updated
         self.seconds['cpu'] += time.process_time() - cpu
-        self._measure_gap(metrics, rollout)
+        self._measure_gap(rollout)
         return f'success {row["success_rate"]:.2f}'
 
     def save(self) -> None:
@@ -284,18 +289,13 @@ class Training:
             version=version,
         )
 
-    def _measure_gap(self, metrics: dict[str, float], rollout: Rollout) -> None:
+    def _measure_gap(self, rollout: Rollout) -> None:
         """Note the gap when it is due; not part of the time of learning."""
         done, policy = self.learner.updates, self.learner.policy
-        if self._gap_inside:
-            value = metrics.get('elbo_gap_nats')
-        elif self.learner.algorithm.keeps_flow and (done - 1) % self.regime.gap_every == 0:
-            value = fitted_gap(self.job, policy, rollout.observations, done)
-        else:
-            value = None
-        if value is not None:
+        if self.learner.algorithm.keeps_flow and (done - 1) % self.regime.gap_every == 0:
+            fitted = fitted_gap(self.job, policy, rollout.observations, done)
             exact = exact_gap(self.job, policy, rollout.observations, done)
-            self.gap_curve.append([self.learner.control_steps, float(value), exact])
+            self.gap_curve.append([self.learner.control_steps, fitted, exact])
 
     def _check(self, start) -> None:
         got = self._env.single_observation_space.shape, self._env.single_action_space.shape

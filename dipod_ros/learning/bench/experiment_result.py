@@ -17,6 +17,7 @@ from dipod_ros.learning.bench.methods import METHODS
 from dipod_ros.learning.bench.regimes import REGIMES, TASKS
 from dipod_ros.learning.collapse import HealthConfig, first_alarm
 from dipod_ros.learning.critic import CriticConfig
+from dipod_ros.learning.imitation import ImitationConfig
 from dipod_ros.learning.q_critic import QCriticConfig
 from dipod_ros.policy.atomic import write_file
 
@@ -32,14 +33,23 @@ def outdated(job: Job, result: dict[str, Any], start_sha256: str) -> bool:
     return not fits(settings_of(job, start_sha256), result['settings'])
 
 
+def judged_exploring(job: Job, result: dict[str, Any]) -> bool:
+    """Return whether a result was judged with exploring noise, as older programs did."""
+    if 'score_exploring' in result or METHODS[job.method].module == 'outside':
+        return False
+    sampler = str(result.get('sampler')).split('-')[0]
+    return not METHODS[job.method].flow or sampler not in ('euler', 'midpoint')
+
+
 def settings_of(job: Job, start_sha256: str) -> dict[str, Any]:
     """Return everything that decides a result besides the program, as plain values."""
-    q_critic = METHODS[job.method].q_critic
+    q_critic, imitation = METHODS[job.method].q_critic, METHODS[job.method].imitation
     settings = {
         'method': asdict(METHODS[job.method]),
         'config': asdict(update_config(job)),
         'critic': asdict(CriticConfig(**METHODS[job.method].critic)),
         'q_critic': None if q_critic is None else asdict(QCriticConfig(**q_critic)),
+        'imitation': None if imitation is None else asdict(ImitationConfig(**imitation)),
         'task': asdict(TASKS[job.task]),
         'regime': asdict(REGIMES[job.regime]),
         'start_sha256': start_sha256,

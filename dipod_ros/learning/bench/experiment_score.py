@@ -104,15 +104,20 @@ def measure(
             env, candidate, episodes=episodes, seed=EVALUATION_SEED, zero_noise=zero_noise
         )
 
-    final = rate(policy, effort.final)
+    flow = METHODS[job.method].flow
+    # As it would be served: noise that a method explores with is not part of it.
+    quiet = without_noise(policy, keeps_flow) if flow else policy
+    final = rate(quiet, effort.final, zero_noise=not flow)
+    explores = not flow or quiet is not policy
     result: dict[str, Any] = {
         'score': score_of(job, final),
+        'score_exploring': score_of(job, rate(policy, effort.final)) if explores else None,
         'final': final.to_dict(),
-        'sampler': str(policy.spec.sampler),
+        'sampler': str(quiet.spec.sampler) if flow else 'mean',
         'sweep': {},
         'zero_noise': {},
     }
-    if not METHODS[job.method].flow:
+    if not flow:
         return result
     for number, (evaluations, sampler) in enumerate(SWEEP.items()):
         progress((1 + number) / 8)
@@ -122,15 +127,14 @@ def measure(
             score = score_of(job, rate(with_sampler, effort.sweep, zero_noise=True))
             result['zero_noise'][str(evaluations)] = score
     progress(6 / 8)
-    teacher = without_noise(policy, keeps_flow)
-    observations = _observations(job, env, teacher, effort.final)
+    observations = _observations(job, env, quiet, effort.final)
     if keeps_flow:
         result['gap_nats'] = fitted_gap(job, policy, observations, 'final')
         result['exact_gap_nats'] = exact_gap(job, policy, observations, 'final')
     config = DistillConfig(
         steps=1, train_steps=effort.distill_steps, pairs=effort.distill_pairs, seed=job.seed
     )
-    student = distill(teacher, observations, config)
+    student = distill(quiet, observations, config)
     progress(7 / 8)
     result['student'] = score_of(job, rate(student, effort.final))
     return result

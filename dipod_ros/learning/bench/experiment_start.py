@@ -68,6 +68,14 @@ def start_folder(task: str, say: Callable[[str], None] | None = None) -> Path:
         return Path(make_start(task, STARTS / task, seed=START_SEED, say=say))
 
 
+def known_start(task: str) -> str | None:
+    """Return the sha256 of the start of a task, or None where it has not been made here."""
+    with contextlib.suppress(UserError):
+        shipped = share_dir() / 'models' / f'{task}_flow'
+        return ckpt.read_manifest(shipped if shipped.is_dir() else STARTS / task).sha256
+    return None
+
+
 def start_demonstrations(task: str) -> Demonstrations:
     """Return the demonstrations that the start of a task was cloned from.
 

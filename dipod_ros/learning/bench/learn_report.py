@@ -16,11 +16,19 @@ import numpy as np
 
 from dipod_ros.errors import UserError
 from dipod_ros.learning.bench.experiment_pool import read_error
-from dipod_ros.learning.bench.experiment_result import alarm_at, outdated, read_result, write_json
+from dipod_ros.learning.bench.experiment_result import (
+    alarm_at,
+    judged_exploring,
+    outdated,
+    read_result,
+    write_json,
+)
+from dipod_ros.learning.bench.experiment_start import known_start
 from dipod_ros.learning.bench.jobs import Job
 from dipod_ros.learning.bench.methods import BASELINE, baseline
 from dipod_ros.learning.bench.regimes import TASKS
 from dipod_ros.learning.bench.statistics import (
+    FEW,
     Estimate,
     estimate,
     few_runs,
@@ -28,6 +36,7 @@ from dipod_ros.learning.bench.statistics import (
     probability_of_improvement,
     short,
 )
+from dipod_ros.learning.bench.suites import unplanned
 from dipod_ros.policy.atomic import write_file
 
 SWEEP = ('1', '2', '4', '10', '50')
@@ -54,19 +63,10 @@ def collect(jobs: Sequence[Job], run_dir: Path) -> Report:
     for key, group in groups.items():
         results = [read_result(job.file(run_dir)) for job in group]
         report.results[key] = [result for result in results if result is not None]
-    old = [
-        '/'.join(key)
-        for key in groups
-        if any(
-            outdated(Job(**r['job']), r, report.results[key][0]['settings']['start_sha256'])
-            for r in report.results[key]
-        )
-    ]
-    if old:
-        report.warnings.append(
-            f'made with other settings than those of this program, delete them to make them '
-            f'again: {", ".join(old)}'
-        )
+    report.warnings += _old(report)
+    strangers = unplanned(run_dir)
+    if strangers:
+        report.warnings.append(f'results that no suite has, not shown: {", ".join(strangers)}')
     missing = 0
     for key, group in groups.items():
         errors = {}
@@ -88,13 +88,50 @@ def collect(jobs: Sequence[Job], run_dir: Path) -> Report:
     return report
 
 
+def _old(report: Report) -> list[str]:
+    """Return warnings about results that this program would not make, or not make like that."""
+    warnings = []
+    old, noisy = [], []
+    for key, runs in report.results.items():
+        jobs = [Job(**run['job']) for run in runs]
+        # A start that is not at hand is not compared, but with that of the first.
+        start = known_start(key[0]) or (runs[0]['settings']['start_sha256'] if runs else None)
+        if any(outdated(job, run, start) for job, run in zip(jobs, runs, strict=True)):
+            old.append('/'.join(key))
+        if any(judged_exploring(job, run) for job, run in zip(jobs, runs, strict=True)):
+            noisy.append('/'.join(key))
+    if old:
+        warnings.append(
+            f'made with other settings, or from another start, than those of this program; delete '
+            f'them to make them again: {", ".join(old)}'
+        )
+    if noisy:
+        warnings.append(
+            f'judged with the noise that they explored with, which costs them score; delete them '
+            f'to make them again: {", ".join(noisy)}'
+        )
+    return warnings
+
+
 def _success_only(report: Report, regime: str, method: str) -> dict[str, list[float]]:
-    """Return a method's final scores by task; returns of other tasks have other units."""
+    """Return a method's final scores by task; returns of other tasks have other units.
+
+    Tasks with fewer than FEW seeds are left out: their spread is not known, and the interval over
+    all tasks would be too narrow.
+    """
     return {
         key[0]: [run['score'] for run in runs]
         for key, runs in report.results.items()
-        if key[1:] == (regime, method) and runs and TASKS[key[0]].score_kind == 'success'
+        if key[1:] == (regime, method)
+        and len(runs) >= FEW
+        and TASKS[key[0]].score_kind == 'success'
     }
+
+
+def _balanced(by_task: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Return as many runs of each task, the first ones, so that each counts the same."""
+    fewest = min(map(len, by_task.values()), default=0)
+    return {task: runs[:fewest] for task, runs in by_task.items()}
 
 
 def _row(key: tuple[str, str, str], report: Report, errors: dict[int, str]) -> dict[str, Any]:
@@ -123,6 +160,7 @@ def _row(key: tuple[str, str, str], report: Report, errors: dict[int, str]) -> d
         'ci_low': whole.low,
         'ci_high': whole.high,
         'scores': own,
+        'score_exploring': _middle(runs, lambda run: run.get('score_exploring')),
         'baseline': twin,
         'better_than_baseline': better,
         'env_steps': _mean(runs, 'control_steps'),
@@ -169,13 +207,14 @@ def _aggregate(report: Report) -> None:
     for regime, method in pairs:
         by_task = _success_only(report, regime, method)
         if len(by_task) > 1:
-            report.aggregates[regime, method] = estimate(by_task)
+            report.aggregates[regime, method] = estimate(_balanced(by_task))
 
 
 COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ('method', lambda row: row['method']),
     ('seeds', lambda row: str(row['seeds'])),
     ('score, IQM [95 %]', lambda row: _interval(row)),
+    ('exploring', lambda row: _number(row.get('score_exploring'))),
     ('to 0.8 (min)', lambda row: _reached(row, '08')),
     ('to 0.95 (min)', lambda row: _reached(row, '095')),
     *((f'K={k}', lambda row, k=k: _number(row.get(f'success_k{k}'))) for k in SWEEP),
@@ -213,8 +252,9 @@ def markdown(report: Report) -> str:
             )
             tasks = ', '.join(_success_only(report, regime, method))
             rival = '' if method == BASELINE else f'{_number(better)} ({baseline(method)})'
-            lines.append([regime, method, str(whole), rival, tasks])
-        header = ['regime', 'method', 'IQM [95 %]', 'P(better than)', 'tasks']
+            seeds = min(map(len, _success_only(report, regime, method).values()))
+            lines.append([regime, method, str(seeds), str(whole), rival, tasks])
+        header = ['regime', 'method', 'seeds', 'IQM [95 %]', 'P(better than)', 'tasks']
         parts.append(_table(header, lines))
     parts += [f'Warning: {text}' for text in report.warnings]
     return '\n'.join(parts) if parts else 'no results yet'

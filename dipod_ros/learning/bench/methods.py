@@ -49,7 +49,8 @@ METHODS = {
     'dipod_0.3': Method('DiPOD, beta 0.3', settings={'beta': 0.3}),
     'dipod_1': Method('DiPOD, beta 1', settings={'beta': 1.0}),
     'dipod_adaptive': Method(
-        'DiPOD, beta adapted to a gap of 1 nat', settings={'beta': 0.03, 'gap_target': 1.0}
+        "DiPOD, beta adapted to a gap 1 nat above the start's",
+        settings={'beta': 0.03, 'gap_target': 1.0},
     ),
     'dipod_interleaved': _interleaved('Algorithm 1: bursts of self-distillation'),
     'fpo': Method('FPO, ratio per action', settings={'beta': 0.0, 'ratio': 'action'}),

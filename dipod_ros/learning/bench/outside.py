@@ -129,8 +129,9 @@ def _nothing() -> dict[str, Any]:
     """Return what can be said of a flow, of its start, or of a task judged by success alone."""
     result: dict[str, Any] = {'gap_curve': [], 'alarms': 0, 'sweep': {}, 'zero_noise': {}}
     names = (
-        'action_std_ratio', 'alarm_at', 'sampler', 'gap_nats', 'exact_gap_nats', 'student',
-        'steps_to_08', 'minutes_to_08', 'steps_to_095', 'minutes_to_095',
+        'action_std_ratio', 'alarm_at', 'sampler', 'score_exploring', 'gap_nats',
+        'exact_gap_nats', 'student', 'steps_to_08', 'minutes_to_08', 'steps_to_095',
+        'minutes_to_095',
     )  # fmt: skip
     return result | dict.fromkeys(names)
 

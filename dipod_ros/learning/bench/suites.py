@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from dipod_ros.errors import UserError
 from dipod_ros.learning.bench.jobs import Job, check_names, problems
@@ -137,6 +138,7 @@ SUITES = {
             'fpo++_tuned',
             'fpo++_ema',
             'dipod_0.1_ema',
+            'dipod_0.3_ema',
             'dppo_tuned',
             'reinflow_tuned',
             'gaussian_ppo_tuned',
@@ -224,6 +226,16 @@ def _possible(jobs: Iterable[Job]) -> list[Job]:
     for text in left_out:
         log.warning('left out: %s', text)
     return possible
+
+
+def unplanned(run_dir: Path) -> list[str]:
+    """Return task/regime/method of results in a folder that no suite has, sorted."""
+    planned = {str(job).rpartition('/')[0] for name in SUITES for job in plan([name])}
+    found = {
+        '/'.join(file.parent.relative_to(run_dir).parts)
+        for file in Path(run_dir).glob('*/*/*/seed*.json')
+    }
+    return sorted(found - planned)
 
 
 def describe() -> str:
