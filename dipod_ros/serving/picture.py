@@ -140,7 +140,7 @@ def _encoded_size(data: np.ndarray) -> tuple[int, int]:
     Also checks that its end is there: decoders fill what is missing with grey.
     """
     head = data[:33].tobytes()
-    if head.startswith(_PNG) and len(head) == 33:
+    if head.startswith(_PNG) and len(head) == 33 and head[12:16] == b'IHDR':
         if b'IEND' not in data[-16:].tobytes():
             raise PictureError('truncated: the PNG has no end')
         return struct.unpack('>II', head[16:24])
@@ -163,6 +163,8 @@ def _jpeg_size(data: np.ndarray) -> tuple[int, int]:
             break
         at = fill.end()  # of the marker's own byte
         marker = int(data[at])
+        if marker == 0:  # no marker to decoders, which would find another frame than is found here
+            break
         if marker in _FRAMES:
             height, width = struct.unpack('>HH', data[at + 4 : at + 8].tobytes())
             return width, height

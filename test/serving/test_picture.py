@@ -208,3 +208,22 @@ def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded(rgb):
     last = data[data.rindex(b'\xff\xda') : -2]
     with pytest.raises(PictureError, match='scans; at most 100'):
         read_compressed(array('B', data[:-2] + last * 5000 + data[-2:]))
+
+
+def test_a_frame_that_only_decoders_see_is_not_decoded(rgb):
+    """What follows a marker 0 is a segment to who skips by lengths, and data to libjpeg."""
+    data = cv2.imencode('.jpg', rgb.repeat(4, axis=0).repeat(4, axis=1))[1].tobytes()
+    inside, end = data[2:-2], data[-2:]
+    claim = b'\xff\xc0\x00\x11\x08\x00\x01\x00\x01\x03' + bytes(9)  # 1x1 pixels
+    hidden = b'\xff\xd8\xff\x00' + (len(inside) + 2).to_bytes(2, 'big') + inside + claim + end
+    decoded = cv2.imdecode(np.frombuffer(hidden, np.uint8), cv2.IMREAD_COLOR)
+    assert decoded.shape == (96, 160, 3)
+    with pytest.raises(PictureError, match='without a frame'):
+        read_compressed(array('B', hidden))
+
+
+def test_a_png_that_does_not_begin_with_its_size_is_refused(rgb):
+    png = bytes(encoded(rgb, '.png'))
+    other = (13).to_bytes(4, 'big') + b'aaaa' + bytes(17)
+    with pytest.raises(PictureError, match='neither JPEG nor PNG'):
+        read_compressed(array('B', png[:8] + other + png[8:]))
