@@ -184,8 +184,9 @@ class CommandOutput:
         grid = loop.grid
         if not (grid.on_robot_time and command.stamp_ns):
             # A robot without a clock: execution begins when the message arrives.
-            offset_ns = grid.tick_ns(plan.start) - grid.now_ns()
-            return self._writer.message(0, *plan.knots(self._dt), max(offset_ns, -period_ns // 2))
+            offset_ns = max(grid.tick_ns(plan.start) - grid.now_ns(), -period_ns // 2)
+            said = (values[plan.unsaid :] for values in plan.knots(self._dt))
+            return self._writer.message(0, *said, offset_ns + plan.unsaid * period_ns)
         # The knots before the plan are those of the segment that is under way: with them the
         # controller goes on exactly where it is instead of cutting the corner from there.
         positions, velocities, tick = plan.knots_with_trail(self._dt)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dipod_ros.nodes._policy_server_episodes import may_hold
 from dipod_ros.nodes._policy_server_params import PolicyServerParams
 from dipod_ros.policy.kinematics import TipKinematics
+from dipod_ros.serving.following import FollowingConfig
 from dipod_ros.serving.loop import LoopConfig
 
 JOINT_TOPIC = 'joint_states'
@@ -18,6 +19,7 @@ def loop_config(p: PolicyServerParams) -> LoopConfig:
         interface='trajectory' if p.interface == 'trajectory' else 'position',
         replan_steps=p.replan_steps,
         resync_rad=p.resync_rad,
+        following=FollowingConfig(p.following_rad, p.following_lag_s),
         reset_teleports=p.reset_teleports,
         hold_between_episodes=may_hold(p.hold_between_episodes, p.lockstep),
         watchdog_s=p.watchdog_s,

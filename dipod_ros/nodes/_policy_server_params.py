@@ -234,6 +234,16 @@ class PolicyServerParams:
         unit='rad',
         low=0.0,
     )
+    following_rad: float = param(
+        0.1,
+        'a joint that is further than this from where it was told to be in the last '
+        'following_lag_s stops the arm, which is tried again from where it stands (real time); '
+        '0 never does',
+        unit='rad', low=0.0, high=10.0,
+    )  # fmt: skip
+    following_lag_s: float = param(
+        0.2, 'by how much the arm may trail its command', unit='s', low=0.0, high=5.0
+    )
     reset_teleports: bool = param(
         False,
         'an outcome with reset finds the arm elsewhere at once, as in a simulated world, and the '

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +20,7 @@ from dipod_ros.policy.kinematics import TipKinematics
 from dipod_ros.policy.limits import TOLERANCE_RAD
 from dipod_ros.serving.agent import Agent, Sampled
 from dipod_ros.serving.decisions import DecisionLog, Outcome
+from dipod_ros.serving.following import FollowingConfig
 from dipod_ros.serving.latency import LatencyWindow
 from dipod_ros.serving.loader import LoadedPolicy
 from dipod_ros.serving.notices import Notices
@@ -49,6 +50,8 @@ class LoopConfig:
     # The command restarts from the arm when they have drifted this far apart while it stood (rad):
     # somebody moved it, or a drive was off.
     resync_rad: float = 0.1
+    # How far the arm may be from where its command was lately (real time).
+    following: FollowingConfig = field(default_factory=FollowingConfig)
     # A reset finds the arm elsewhere at once (a simulated world): the command begins there. A real
     # arm brakes instead, and an episode begins once it stands (real time).
     reset_teleports: bool = False

@@ -16,17 +16,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dipod_ros.serving import taking_up
 from dipod_ros.serving.agent import Sampled
 from dipod_ros.serving.decisions import Outcome
 from dipod_ros.serving.episode_hold import RESET as WAITS_FOR_RESET
 from dipod_ros.serving.episode_hold import EpisodeHold
+from dipod_ros.serving.following import FollowingGuard
 from dipod_ros.serving.forecast import TrackingLag, roll_forward
 from dipod_ros.serving.loop import Command, Decided, Loop
 from dipod_ros.serving.observation import Sample, StreamProblem
 from dipod_ros.serving.outcome_guard import OutcomeGuard
 from dipod_ros.serving.reset_watch import ResetWatch
-from dipod_ros.serving.safety import ESTOP, RESYNC, STALE, UNDERRUN, WATCHDOG, Watchdog
+from dipod_ros.serving.safety import ESTOP, FOLLOWING, RESYNC, STALE, UNDERRUN, WATCHDOG, Watchdog
 from dipod_ros.serving.stamp_guard import StampGuard
+from dipod_ros.serving.stillness import Stillness
 from dipod_ros.serving.stream_watch import StreamWatch
 from dipod_ros.serving.tick_grid import TickGrid
 from dipod_ros.serving.timeline import TRAIL
@@ -102,6 +105,10 @@ class RealTimeLoop(Loop):
         self._margin = (1.0 - LEAD[interface]) % 1.0 - self._free
         self._lags: deque[int] = deque(maxlen=LAG_WINDOW)  # what was reached in the last periods
         self.tracking = TrackingLag(len(self.safety.limits.joints), self.safety.dt)
+        limits, dt = self.safety.limits, self.safety.dt
+        self.following = FollowingGuard(self.config.following, limits, dt, self.notices)
+        self._still = Stillness(self.notices)
+        self._vouched = False  # a world said where it put the arm, which stands there
         self._due_tick: int | None = None  # the first tick at which the next decision was due
         self._resets = ResetWatch(self.safety.limits.velocity, self.config.joint_max_age_s)
         self._new_episode = False  # a reset came, and no decision since
@@ -168,6 +175,7 @@ class RealTimeLoop(Loop):
         with self.wake:
             before = self.tick
             joints = self.joint_sample()
+            self._still.look(joints)
             if joints is not None:
                 streams = self.agent.policy.layout.stamped
                 others = (self.buffer.sample(s.source, s.topic) for s in streams)
@@ -181,6 +189,7 @@ class RealTimeLoop(Loop):
                 self._take_outcome(outcome)
             self._check_streams(self._open_tick(before))
             self._stand_between_episodes(joints)
+            self._take_up(joints)
             self._check_decisions(before)
             self.notify()
             plan = self.timeline.plan
@@ -231,6 +240,8 @@ class RealTimeLoop(Loop):
             return False  # a simulation that began again has put the arm somewhere else
         if self._new_episode and not self._stands():
             return False  # an episode begins at rest
+        if not self.following.may_try(self.tick):
+            return False
         if self.timeline.index(self.tick) is not None and not self._anew:
             replan = min(self.config.replan_steps or self._horizon, self.timeline.covered)
             # Early enough that the new chunk is there when `replan` steps of this one are behind.
@@ -282,7 +293,7 @@ class RealTimeLoop(Loop):
             if policy is not before and policy.layout.problems(self.buffer):
                 return None  # a policy that just took over needs a stream that is on its way
             sample = self.joint_sample()
-            if not self._synchronise(sample.values):
+            if not self._synchronise(sample):
                 return None
             generation, seen = self._generation, self._observed_tick(sample)
             expected = self._expected_tick()
@@ -350,6 +361,7 @@ class RealTimeLoop(Loop):
                 self._leave_hold()
             if self.config.reset_teleports:
                 self._begin_anew()
+                self._vouched = True
                 self._streams.world_was_reset(outcome.stamp_ns)
             else:
                 self._generation += 1
@@ -364,11 +376,35 @@ class RealTimeLoop(Loop):
         if self.timeline.plan is not None and self._stands() and self.hold.moved(joints.values):
             self._begin_anew()
 
-    def _synchronise(self, position: np.ndarray) -> bool:
+    def _synchronise(self, sample: Sample) -> bool:
         """See to it that the command is where the arm is; False where it must not begin."""
-        if self.timeline.plan is None:
-            return self._begin_at(position)
-        return not (self._held and self._stands()) or self._resync_if_apart(position)
+        plan = self.timeline.plan
+        if plan is not None and not (self._held and self._stands()):
+            return True
+        position = sample.values
+        if plan is None and not self.start_place.allows(position):
+            return False
+        self._still.look(sample)  # it may have come after the control thread's last look
+        if not (self._vouched or self._still.allows(self.clock())):
+            return False
+        begin = self._begin_at if plan is None else self._resync_if_apart
+        if not begin(position):
+            return False
+        self._vouched = False
+        self.following.resume(self.tick)
+        return True
+
+    def _take_up(self, joints: Sample) -> None:
+        """Bring the command of an arm that did not follow to where the arm stands."""
+        if self._held != FOLLOWING or not (self._stands() and self._still.stands):
+            return
+        position, end = joints.values, self.timeline.command(self.tick)
+        if self.following.wants(position, end) and self.start_place.allows(position):
+            limits, dt = self.safety.limits, self.safety.dt
+            take_up = taking_up.wait_at if self._trajectory else taking_up.go
+            plan = take_up(self.timeline.plan, self.tick, position, limits, dt)
+            self.timeline.replace(plan)
+            self.following.placed(position, self.tick + len(plan.motion.points))
 
     def _stands(self) -> bool:
         """Tell whether the command has stood for so long that the arm must be there."""
@@ -397,6 +433,10 @@ class RealTimeLoop(Loop):
             if plan is not None and seen > plan.start - TRAIL + 1:
                 error = joints.values - plan.knot(seen)
                 self.tracking.observe(error, plan.velocity(seen, self.safety.dt))
+            if plan is not None:
+                self.following.note(plan, tick)
+                if not self._held:
+                    self.following.judge(joints, seen, tick)
         self.tick = tick
 
     def _catch_up(self) -> None:
@@ -418,6 +458,7 @@ class RealTimeLoop(Loop):
     def _begin_anew(self) -> None:
         """Forget the plan and whatever is being sampled."""
         self.timeline.clear()
+        self.following.forget()
         self._new_episode = False
         self._generation += 1
         self.begun_anew += 1
@@ -450,15 +491,17 @@ class RealTimeLoop(Loop):
             reason = STALE
         elif self._stopping:
             reason = STOPPING
+        elif self.following.stopped:
+            reason = FOLLOWING
         else:
             reason = RESET if self._new_episode else WAITING if self.hold.waiting else ''
-        self._ramp_due = self._ramp_due or reason == ESTOP
+        self._ramp_due = self._ramp_due or reason in (ESTOP, FOLLOWING)
         if not reason:
             self._slow_down_if_late(before)
         if not reason or reason == self._held:
             return
         if self.timeline.plan is not None:
-            if not self._held:
+            if not self._held or (self._held == FOLLOWING and not self._stands()):
                 # The point of a period that begins now is still to be chosen.
                 self._end_decision(self._newest_stamp_ns(), interrupted=True, tick=before)
                 self.timeline.brake(before)

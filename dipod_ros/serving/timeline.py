@@ -33,6 +33,9 @@ class Plan:
     # there before its time: until then the points are those of the plan before.
     chunk_start: int | None
     blended: bool = False  # not the targets of one chunk alone
+    # How many ticks from `start` on a trajectory leaves to the controller: it says where the arm
+    # has to be after them, and nothing of before.
+    unsaid: int = 0
 
     @property
     def chunk_end(self) -> int:
@@ -73,7 +76,8 @@ class Plan:
         """Return knots [K, A] that begin before the plan, and the tick of the first one."""
         points = np.concatenate([self.trail[1:], self.motion.points])
         positions, velocities = spline_knots(self.trail[0], points, dt)
-        return positions, velocities, self.start - TRAIL + 2
+        skip = TRAIL - 1 + self.unsaid if self.unsaid else 0
+        return positions[skip:], velocities[skip:], self.start - TRAIL + 2 + skip
 
     def executed(self, tick: int, horizon: int) -> np.ndarray:
         """Return the control points [horizon, A] commanded by `tick`, NaN where there were none."""
@@ -121,6 +125,11 @@ class ChunkTimeline:
         trail = start + steps * speed * self._safety.dt
         self.plan = Plan(tick, trail, self._safety.brake(trail[-1], speed), None)
         return self.plan
+
+    def replace(self, plan: Plan) -> None:
+        """Go on with a plan that was made elsewhere."""
+        self._forget()
+        self.plan = plan
 
     def clear(self) -> None:
         """Forget where the command is."""

@@ -14,6 +14,7 @@ from dipod_ros.policy.checkpoint import Manifest  # noqa: E402
 from dipod_ros.serving.agent import Agent  # noqa: E402
 from dipod_ros.serving.decisions import DecisionLog  # noqa: E402
 from dipod_ros.serving.engines.base import EngineInfo  # noqa: E402
+from dipod_ros.serving.following import FollowingConfig  # noqa: E402
 from dipod_ros.serving.loader import LoadedPolicy  # noqa: E402
 from dipod_ros.serving.loop import LoopConfig  # noqa: E402
 from dipod_ros.serving.noise import NoiseSource  # noqa: E402
@@ -82,7 +83,8 @@ class Bench:
             self.safety,
             self.log,
             self.notices,
-            LoopConfig(**config),
+            # Most of these arms stand wherever they are told to go.
+            LoopConfig(**{'following': FollowingConfig(0.0), **config}),
             clock,
         )
 

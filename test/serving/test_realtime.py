@@ -203,7 +203,7 @@ def test_an_arm_that_was_moved_while_it_stood_is_not_pulled_back(world):
     world.run(20)
     world.position = np.array([1.0, 1.0, -1.0])
     world.sensing = True
-    world.run(2)
+    world.run(4)
     assert world.counts(safety.RESYNC) == 1
     np.testing.assert_allclose(world.setpoints[-1], world.position, atol=0.05)
 
@@ -222,7 +222,7 @@ def test_the_estop_brakes_at_once_and_stays(world):
     asked = len(world.bench.engine.observations)
     world.bench.safety.estop.reset()
     world.position = world.setpoints[-1]
-    world.run(3)
+    world.run(4)
     assert len(world.bench.engine.observations) > asked
     assert_smooth(world.setpoints, world.bench.limits)
 

@@ -156,7 +156,7 @@ def test_a_world_that_teleports_unasked_is_found_out(make_bench):
     world.run(8)
     world.loop.on_outcome(Outcome(round(world.clock.now * 1e9), 0, reset=True))
     world.position = np.array([-1.0, 0.0, 1.0])
-    world.run(3)
+    world.run(5)
     np.testing.assert_allclose(world.setpoints[-1], world.position, atol=0.05)
     assert any('put the arm elsewhere' in text for _, text in world.bench.told)
 

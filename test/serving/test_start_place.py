@@ -55,7 +55,7 @@ def test_an_arm_that_was_pushed_outside_while_it_stood_is_not_pulled_back(make_w
     np.testing.assert_array_equal(world.setpoints[stood:], world.setpoints[stood - 1 : -1])
     assert any('shoulder' in text for text in world.bench.notices.active)
     world.position = np.array([1.0, 1.0, -1.0])
-    world.run(2)
+    world.run(4)
     assert world.counts(safety.RESYNC) == 1
     assert world.bench.notices.active == []
     np.testing.assert_allclose(world.setpoints[-1], world.position, atol=0.05)

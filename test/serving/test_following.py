@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An arm that does not follow stops the command, which comes back to the arm within limits."""
+
+import numpy as np
+import pytest
+from checkpoints import HORIZON
+from controlled import ControlledArm
+from worlds import DT, START, assert_smooth, settled
+
+from dipod_ros.errors import UserError
+from dipod_ros.serving import safety
+from dipod_ros.serving.following import FIRST_WAIT_S, PATIENCE, FollowingConfig
+from dipod_ros.serving.realtime import RealTimeLoop
+from dipod_ros.serving.speed import SpeedConfig, SpeedScale
+
+ON = FollowingConfig()
+
+
+@pytest.fixture
+def make_arm(make_bench):
+    def make(interface, lag_s=0.03, following=ON, ramp_in_s=0.0, **config):
+        bench = make_bench(RealTimeLoop, interface=interface, following=following, **config)
+        bench.safety.speed = SpeedScale(SpeedConfig(ramp_in_s=ramp_in_s), DT)
+        return settled(ControlledArm(bench, lag_s))
+
+    return make
+
+
+def back_and_forth(seed):
+    """Return a policy that wants to go faster than the limits allow, here and there."""
+    rng = np.random.default_rng(seed)
+
+    def chunk(observation, noise):
+        away = observation[:3] - START  # back towards the middle, now and then
+        return np.tile(rng.choice([-0.2, 0.0, 0.2], 3) - 0.1 * away, (HORIZON, 1))
+
+    return chunk
+
+
+def run_until(arm, done, periods=200):
+    for count in range(periods):
+        if done():
+            return count
+        arm.run(1)
+    raise AssertionError('it did not happen')
+
+
+def stopped(arm):
+    return arm.counts(safety.FOLLOWING) > 0
+
+
+def asked(arm):
+    return len(arm.bench.engine.observations)
+
+
+def records(arm):
+    return arm.loop.finished_records(flush=True)
+
+
+@pytest.mark.parametrize('interface', ['trajectory', 'position'])
+def test_a_controller_that_was_inactive_is_never_made_to_jump(make_arm, interface):
+    arm = make_arm(interface)
+    arm.run(8)
+    arm.switch(active=False)
+    held = arm.position
+    assert run_until(arm, lambda: stopped(arm)) < 16
+    (text,) = arm.bench.notices.active
+    assert 'does not follow: joint ' in text and 'following_rad 0.1' in text
+    assert records(arm)[-1].interrupted
+    arm.run(round(FIRST_WAIT_S / DT))
+    # The command waits where the arm stands.
+    np.testing.assert_allclose(arm.loop.timeline.command(arm.loop.tick), held, atol=1e-9)
+    arm.switch(active=True)
+    before = asked(arm)
+    run_until(arm, lambda: asked(arm) > before)
+    arm.run(10)
+    assert arm.found == []
+    assert arm.counts(safety.FOLLOWING) == 1 and arm.bench.notices.active == []
+    assert np.abs(arm.position - held).max() > 0.1  # it acts again
+    if interface == 'position':
+        assert_smooth(arm.setpoints, arm.bench.limits)  # all of them, the way back too
+
+
+@pytest.mark.parametrize('interface', ['trajectory', 'position'])
+def test_a_controller_that_went_on_without_its_drive_is_brought_back_within_limits(
+    make_arm, interface
+):
+    arm = make_arm(interface)
+    arm.run(8)
+    arm.powered = False
+    run_until(arm, lambda: stopped(arm))
+    assert np.abs(arm.controller.position - arm.position).max() > 0.2
+    arm.run(round(FIRST_WAIT_S / DT))
+    np.testing.assert_allclose(arm.controller.position, arm.position, atol=1e-9)
+    arm.powered = True
+    arm.run(40)
+    assert arm.found == []
+    assert arm.counts(safety.FOLLOWING) == 1
+
+
+@pytest.mark.parametrize('interface', ['trajectory', 'position'])
+def test_it_is_tried_again_after_longer_and_longer_waits(make_arm, interface):
+    arm = make_arm(interface)
+    arm.run(8)
+    arm.switch(active=False)
+    tries = []
+    for _ in range(4):
+        run_until(arm, lambda: arm.loop.following.stopped)
+        began = arm.loop.tick
+        run_until(arm, lambda: not arm.loop.following.stopped, periods=1000)
+        tries.append((arm.loop.tick - began) * DT)
+    assert np.all(np.array(tries) > FIRST_WAIT_S * np.array([1, 2, 4, 8]))
+    assert np.all(np.array(tries) < FIRST_WAIT_S * np.array([1, 2, 4, 8]) + 4.0)
+    assert arm.counts(safety.FOLLOWING) == 4
+
+
+@pytest.mark.parametrize('interface', ['trajectory', 'position'])
+@pytest.mark.parametrize('lag_s', [0.0, 0.04, 0.1])
+def test_an_arm_that_trails_its_command_is_left_alone_at_any_speed(make_arm, interface, lag_s):
+    arm = make_arm(interface, lag_s)
+    arm.bench.engine.chunk = back_and_forth(1)
+    arm.run(500)
+    speed = np.diff(arm.path, axis=0) / np.diff(np.arange(len(arm.path)))[:, None]
+    assert np.abs(speed).max() > 0.02  # rad per step of the test: it moved
+    assert arm.counts(safety.LIMIT) > 10  # as fast as the limits allow
+    assert not stopped(arm) and arm.found == []
+
+
+def test_an_arm_that_is_pushed_away_while_it_stands_stops_the_command(make_arm):
+    arm = make_arm('position')
+    arm.bench.engine.chunk = np.zeros((HORIZON, 3))
+    arm.run(20)
+    arm.powered, arm.position = False, arm.position + 0.09
+    arm.run(20)
+    assert not stopped(arm)
+    arm.position = arm.position + 0.03
+    arm.run(6)
+    assert stopped(arm)
+
+
+def test_odd_joint_states_stop_nothing(make_arm):
+    arm = make_arm('position')
+    arm.run(6)
+    for odd in range(1, PATIENCE + 1):
+        arm.powered, true = False, arm.position
+        arm.position = np.array([-1.5, -1.0, -2.0])
+        arm.run(odd)
+        arm.powered, arm.position = True, true
+        assert stopped(arm) == (odd == PATIENCE)
+        arm.run(4)
+
+
+def test_it_can_be_switched_off(make_arm):
+    arm = make_arm('position', following=FollowingConfig(0.0))
+    arm.run(6)
+    arm.switch(active=False)
+    arm.run(40)
+    assert not stopped(arm)
+
+
+@pytest.mark.parametrize('values', [(-0.1, 0.2), (0.1, -0.1), (np.nan, 0.2), (0.1, np.inf)])
+def test_what_makes_no_bound_is_refused(values):
+    with pytest.raises(UserError, match='following_'):
+        FollowingConfig(*values)
+
+
+def test_the_next_try_begins_slowly(make_arm):
+    arm = make_arm('position', ramp_in_s=2.0)
+    arm.run(70)
+    arm.switch(active=False)
+    run_until(arm, lambda: stopped(arm))
+    run_until(arm, lambda: not arm.loop.following.stopped)
+    arm.switch(active=True)
+    begins, ramped = len(arm.setpoints), arm.counts(safety.RAMP)
+    arm.run(8)
+    speed = np.abs(np.diff(arm.setpoints[begins:], axis=0)) / DT
+    assert arm.counts(safety.RAMP) > ramped
+    assert speed.max() > 0.01 and np.all(speed < 0.25 * arm.bench.limits.velocity)
+
+
+def test_an_estop_on_the_way_back_brakes(make_arm):
+    arm = make_arm('position')
+    arm.run(8)
+    arm.switch(active=False)
+    run_until(arm, lambda: stopped(arm))
+    run_until(arm, lambda: np.allclose(arm.loop.timeline.plan.motion.points[-1], arm.position))
+    arm.run(4)
+    arm.bench.safety.estop.latch('test')
+    arm.run(20)
+    np.testing.assert_array_equal(arm.setpoints[-1], arm.setpoints[-2])
+    assert np.abs(arm.setpoints[-1] - arm.position).max() > 0.01  # not there yet
+    arm.bench.safety.estop.reset()
+    arm.run(40)
+    np.testing.assert_allclose(arm.setpoints[-1], arm.position, atol=5e-3)
+    assert_smooth(arm.setpoints, arm.bench.limits)
+
+
+@pytest.mark.parametrize('interface', ['trajectory', 'position'])
+def test_a_server_that_holds_such_an_arm_can_be_stopped(make_arm, interface):
+    arm = make_arm(interface)
+    arm.run(8)
+    arm.switch(active=False)
+    run_until(arm, lambda: stopped(arm))
+    arm.run(12)
+    arm.loop.stop()
+    run_until(arm, lambda: arm.loop.stopped, periods=60)
+    if interface == 'position':
+        assert_smooth(arm.setpoints, arm.bench.limits)
