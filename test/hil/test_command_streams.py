@@ -89,6 +89,7 @@ def stack(tmp_path, folder):
             checkpoint='wild',
             interface=interface,
             reset_teleports=True,
+            following_rad=0.1,
             **{'command_rate_hz': RATE_HZ, **server},
         )
         stop.append(process.stop)

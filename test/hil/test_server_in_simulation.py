@@ -55,6 +55,7 @@ def stack(tmp_path, tmp_path_factory, policy):
             lockstep=lockstep,
             interface=interface,
             reset_teleports=True,
+            following_rad=0.1,
             **more,
         )
         stop.append(server.stop)
