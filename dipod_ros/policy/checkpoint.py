@@ -24,7 +24,7 @@ from safetensors.numpy import save as dump_safetensors
 from dipod_ros.errors import UserError
 from dipod_ros.policy.atomic import write_folder
 from dipod_ros.policy.image import check_encoder_weights, split_weights
-from dipod_ros.policy.plain_yaml import dump_yaml, read_yaml
+from dipod_ros.policy.plain_yaml import YamlError, dump_yaml, parse_yaml, read_yaml
 from dipod_ros.policy.spec import PolicySpec
 from dipod_ros.policy.weight_shapes import MAX_WEIGHTS_BYTES, weight_bytes
 
@@ -222,6 +222,10 @@ def save(
         if golden.features:
             manifest['golden']['features'] = _plain(golden.features)
     text = dump_yaml(manifest, sort_keys=False, default_flow_style=None, width=110)
+    try:
+        parse_yaml(text)
+    except YamlError as error:  # beyond the bounds of what is read
+        raise CheckpointError(f'cannot write {folder}: its manifest {error}') from error
     files = {WEIGHTS_FILE: payload, MANIFEST_FILE: text.encode()}
     for name, body in (extra_files or {}).items():
         if name in files or name != Path(name).name:

@@ -17,9 +17,9 @@ from dipod_ros.policy.text_file import read_text
 
 # A manifest is some five levels deep.
 MAX_DEPTH = 32
-# Values, keys and brackets. The golden numbers of a large policy are ten thousand; each entry takes
+# Values, keys and brackets. The golden numbers of a large policy are ten thousand; each takes ten
 # microseconds, and a manifest is read while an arm moves.
-MAX_ENTRIES = 50_000
+MAX_ENTRIES = 20_000
 # Characters of one value. PyYAML reads `1:1:1...` as a number of base 60, in quadratic time.
 MAX_SCALAR = 1 << 14
 # libyaml where it is there: PyYAML's own parser computes for many milliseconds.

@@ -18,16 +18,16 @@ An episode is what LeRobot, HDF5 or a bag give you at whatever rate, of T sample
 from __future__ import annotations
 
 import argparse
+import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
-import yaml
 
 from dipod_ros.errors import UserError
 from dipod_ros.learning.demonstrations.dataset import Demonstrations
 from dipod_ros.learning.demonstrations.windows import Refused, WindowConfig, cut, resample
 from dipod_ros.policy.limits import JointLimits
+from dipod_ros.policy.plain_yaml import read_yaml
 from dipod_ros.policy.spec import PolicySpec
 from dipod_ros.policy.spec_file import read_spec_file
 from dipod_ros.serving.picture import Picture, fit
@@ -35,10 +35,19 @@ from dipod_ros.serving.picture import Picture, fit
 
 def read_spec(robot_file: str, policy_file: str) -> PolicySpec:
     """Return what the policy to be sees and does, from a robot file and a policy file."""
-    tree = yaml.safe_load(Path(robot_file).read_text(encoding='utf-8'))
+    tree = read_yaml(robot_file)
     robot = next(iter(tree.values()))['ros__parameters']
     limits = JointLimits.from_params(tuple(robot['joints']), robot['limits'])
     return read_spec_file(policy_file, robot['robot'], limits, robot['control_period_s'])
+
+
+def read_episode(file: str) -> dict[str, np.ndarray]:
+    """Return the arrays of an .npz; raises UserError where it holds less than it says."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, TypeError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        raise UserError(f'{file} cannot be read as an .npz of arrays: {error}') from error
 
 
 def check(spec: PolicySpec, episode: Mapping[str, np.ndarray], file: str) -> None:
@@ -91,8 +100,7 @@ def convert(spec: PolicySpec, files: list[str], stride: int) -> Demonstrations:
     """Return the demonstrations of all files; what is refused is left out, with a line."""
     parts, success = [], []
     for file in files:
-        with np.load(file, allow_pickle=False) as arrays:
-            episode = dict(arrays)
+        episode = read_episode(file)
         check(spec, episode, file)
         try:
             parts.append(decisions(spec, episode, stride))

@@ -2,9 +2,11 @@
 """The examples of docs/bring_your_own.md: plain arrays become demonstrations, own weights act."""
 
 import importlib.util
+import io
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +140,37 @@ def test_arrays_that_do_not_fit_are_named(files, tmp_path, change, reason):
     np.savez(path, **{k: v for k, v in arrays.items() if v is not None})
     code, _, error = run('convert_episodes.py', *files, '--out', tmp_path / 'x', path)
     assert code == 1 and error.startswith('error: ') and reason in error
+
+
+def claim(path, shape):
+    """Write an array whose header claims a shape that its file does not hold."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        file, {'descr': '<f8', 'fortran_order': False, 'shape': shape}
+    )
+    with zipfile.ZipFile(path, 'w') as arrays:
+        arrays.writestr('time_s.npy', file.getvalue() + bytes(8))
+
+
+@pytest.mark.parametrize(
+    'spoil',
+    [
+        lambda path: claim(path, (10**15,)),
+        lambda path: claim(path, (3,)),
+        lambda path: path.write_bytes(b'PK\x03\x04'),
+        lambda path: path.write_bytes(b''),
+        lambda path: np.save(path.open('wb'), np.zeros(3)),
+        lambda path: np.savez(path, time_s=np.array([{}], dtype=object)),
+        lambda path: path.unlink(),
+    ],
+)
+def test_a_file_that_is_no_npz_of_arrays_is_one_line(files, tmp_path, spoil):
+    path = tmp_path / '0.npz'
+    write_episode(path)
+    spoil(path)
+    code, _, error = run('convert_episodes.py', *files, '--out', tmp_path / 'x', path)
+    assert code == 1 and 'cannot be read as an .npz of arrays' in error
+    assert error.startswith('error: ') and error.count('\n') == 1
 
 
 def test_a_flow_of_the_other_convention_acts_as_its_own_code_would(tmp_path):

@@ -183,6 +183,11 @@ def test_pictures_larger_than_the_memory_are_refused_before_they_are_read(tmp_pa
         tracemalloc.stop()
 
 
+def test_success_may_be_stored_as_booleans(demonstrations, tmp_path):
+    path = write(tmp_path / 'd', demonstrations.spec, {'success': np.ones(1, bool)}.items())
+    assert Demonstrations.load(path).success.tolist() == [True]
+
+
 def test_other_arrays_in_a_file_are_not_read(demonstrations, tmp_path):
     path = write(tmp_path / 'd', demonstrations.spec, {'more': np.zeros(3, np.float16)}.items())
     assert len(Demonstrations.load(path).actions) == 4

@@ -264,6 +264,14 @@ def test_what_is_saved_has_no_alias(tmp_path, make_spec, weights, golden):
     assert ckpt.read_manifest(tmp_path / 'm').lineage == lineage
 
 
+def test_a_manifest_that_would_not_be_read_is_not_written(tmp_path, make_spec, weights):
+    for metrics in ({'note': 'x' * 20_000}, {'curve': np.arange(30_000)}):
+        message = refusal(
+            ckpt.save, tmp_path / 'm', make_spec(), weights, kind='flow', metrics=metrics
+        )
+        assert 'its manifest has' in message and not (tmp_path / 'm').exists()
+
+
 def test_an_absurdly_large_manifest_is_not_read(saved):
     with open(saved / ckpt.MANIFEST_FILE, 'ab') as handle:
         handle.truncate(text_file.MAX_BYTES + 1)

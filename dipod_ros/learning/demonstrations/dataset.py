@@ -24,8 +24,13 @@ SCHEMA = 'dipod_ros.demonstrations/1'
 IMAGES, PRIVILEGED = 'images.', 'privileged.'
 # Training holds them in memory: 70 000 pictures of 96x96 pixels are 2 GB.
 MAX_IMAGE_BYTES = 2 << 30
-# What the arrays are stored as; privileged ones are float32, pictures uint8.
-TYPES = {'observations': 'F32', 'actions': 'F32', 'episodes': 'I32', 'success': 'U8'}
+# What the arrays may be stored as; privileged ones are float32, pictures uint8.
+TYPES = {
+    'observations': ('F32',),
+    'actions': ('F32',),
+    'episodes': ('I32',),
+    'success': ('U8', 'BOOL'),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,10 +180,11 @@ def _checked_names(spec: PolicySpec, handle: Any) -> list[str]:
     """
     names = []
     for name in handle.keys():  # noqa: SIM118 - no dict
-        kind = TYPES.get(name, 'F32' if name.startswith(PRIVILEGED) else 'U8')
+        kinds = TYPES.get(name, ('F32',) if name.startswith(PRIVILEGED) else ('U8',))
         if name in TYPES or name.startswith((IMAGES, PRIVILEGED)):
-            if handle.get_slice(name).get_dtype() != kind:
-                raise UserError(f'{name} is {handle.get_slice(name).get_dtype()}, expected {kind}')
+            kind = handle.get_slice(name).get_dtype()
+            if kind not in kinds:
+                raise UserError(f'{name} is {kind}, expected {kinds[0]}')
             names.append(name)
     missing = sorted(TYPES.keys() - set(names))
     if missing:
