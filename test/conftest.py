@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every test relies on: loopback, a private ROS domain, one thread per process, its turn."""
 
+import contextlib
 import importlib.util
 import os
+import sys
 
+import exports
 import pytest
 import workers
 
@@ -59,6 +62,13 @@ def _kept_graphs(pytestconfig, tmp_path_factory):
     folder = workers.shared_folder(pytestconfig) or tmp_path_factory.mktemp('graphs')
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('XDG_CACHE_HOME', str(folder))
+        yield
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _one_table_of_operators():
+    """Spare every export after the first the half of its time, where anything exports."""
+    with exports.one_table_of_operators() if 'torch' in sys.modules else contextlib.nullcontext():
         yield
 
 

@@ -38,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--beta', type=float, default=0.1, help='default %(default)s')
     parser.add_argument('--seed', type=int, default=0, help='default %(default)s')
     parser.add_argument(
+        '--params-file',
+        type=Path,
+        metavar='FILE',
+        help='one more ROS parameter file for the nodes, e.g. with epochs of the trainer',
+    )
+    parser.add_argument(
         '--run-dir', metavar='DIR', help='default runs/demo-DATE; runs/latest links'
     )
 
@@ -59,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f'--minutes must be above 0, got {args.minutes}')
     if args.eval_episodes < 1 or (args.updates is not None and args.updates < 1):
         raise UserError('--eval-episodes and --updates must be at least 1')
+    if args.params_file is not None and not args.params_file.is_file():
+        raise UserError(f'--params-file {args.params_file}: there is no such file')
     initial = find_checkpoint(args.checkpoint or f'{args.task}_flow')
     if read_manifest(initial).spec.task != args.task:
         raise UserError(
@@ -116,6 +124,7 @@ class _Session:
                 'beta': str(args.beta),
                 'seed': str(args.seed),
                 'student': 'final',
+                **({'params_file': str(args.params_file.resolve())} if args.params_file else {}),
             },
             log_file=run_dir / 'nodes.log',
         )

@@ -131,7 +131,8 @@ def _rate(journal: Journal, policy, sha256: str, sampler, task: str, episodes: i
     from dipod_ros.sim.vector_env import ChunkVectorEnv
 
     def measure() -> dict[str, float]:
-        env = ChunkVectorEnv(task, 256, policy.spec.robot, seed=0, autoreset=False)
+        worlds = min(256, episodes)
+        env = ChunkVectorEnv(task, worlds, policy.spec.robot, seed=0, autoreset=False)
         see_with(env, policy)
         rate = evaluate_policy(env, policy.with_sampler(sampler), episodes=episodes, seed=1)
         env.close()

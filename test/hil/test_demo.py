@@ -12,11 +12,21 @@ from dipod_ros.policy import checkpoint as ckpt
 from dipod_ros.resources import share_dir
 
 pytestmark = [pytest.mark.ros, pytest.mark.timeout(300)]
+# A quarter of the usual episodes and a tenth of the steps: what they teach is tested elsewhere.
+LITTLE = """/**:
+  ros__parameters:
+    episodes_per_update: 16
+    max_episodes_per_update: 16
+    epochs: 4
+    student_train_steps: 60
+"""
 
 
 def test_the_demo_learns_swaps_distils_and_leaves_its_results(tmp_path):
     # The first update fits the critic alone; however long this machine takes for the second.
+    (tmp_path / 'little.yaml').write_text(LITTLE)
     words = ('--minutes', '4', '--updates', '2', '--headless', '--eval-episodes', '8')
+    words += ('--params-file', 'little.yaml')
     done = subprocess.run(
         [sys.executable, '-m', 'dipod_ros.cli', 'demo', *words, '--run-dir', 'here'],
         cwd=tmp_path,

@@ -10,6 +10,8 @@ from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `checkpoints`
 
+import exports  # noqa: E402
+
 from dipod_ros.policy.checkpoint import Manifest  # noqa: E402
 from dipod_ros.serving.agent import Agent  # noqa: E402
 from dipod_ros.serving.decisions import DecisionLog  # noqa: E402
@@ -25,6 +27,13 @@ from dipod_ros.serving.safety import SafetyFilter  # noqa: E402
 # The same examples in every run, and no verdict that depends on the machine's speed.
 settings.register_profile('repeatable', derandomize=True, deadline=None)
 settings.load_profile('repeatable')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _exports_once():
+    """Whoever is to export a policy again gets the same bytes; test/policy exports for itself."""
+    with exports.once_per_policy():
+        yield
 
 
 class Clock:
