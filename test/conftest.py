@@ -44,16 +44,21 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(skip)
     if TURNS in config.stash:
         # First, while the others have short tests to do: the shorter those, the shorter the wait.
-        items.sort(key=lambda item: item.get_closest_marker('alone') is None)
+        items.sort(key=lambda item: not is_alone(item))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item):
+def pytest_runtest_protocol(item, nextitem):
     """Run a test in its turn; the wait counts for no timeout."""
     if TURNS not in item.config.stash:
         return (yield)
-    with item.config.stash[TURNS].take(item.get_closest_marker('alone') is not None):
+    with item.config.stash[TURNS].take(is_alone(item), nextitem is not None and is_alone(nextitem)):
         return (yield)
+
+
+def is_alone(item):
+    """Tell whether no other test may run beside this one."""
+    return item.get_closest_marker('alone') is not None
 
 
 @pytest.fixture(scope='session', autouse=True)

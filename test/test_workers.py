@@ -43,6 +43,22 @@ def test_nobody_comes_in_where_one_is_alone(turn, blocked):
     assert not blocked('door', fcntl.LOCK_EX) and not blocked('room', fcntl.LOCK_EX)
 
 
+def test_one_that_is_alone_is_followed_by_the_next_of_its_process(tmp_path, blocked):
+    turns = Turns(tmp_path)
+    with turns.take(alone=True, next_alone=True):
+        assert blocked('door') and blocked('room')
+    assert blocked('door') and blocked('room')
+    with turns.take(alone=True):
+        assert blocked('door') and blocked('room')
+    assert not blocked('door', fcntl.LOCK_EX) and not blocked('room', fcntl.LOCK_EX)
+    # What was announced and did not come, because another process took it, blocks nobody for long.
+    with turns.take(alone=True, next_alone=True):
+        pass
+    with turns.take(alone=False):
+        assert not blocked('door', fcntl.LOCK_EX) and blocked('room', fcntl.LOCK_EX)
+    assert not blocked('room', fcntl.LOCK_EX)
+
+
 def test_who_wants_to_be_alone_waits_and_is_next(turn, blocked):
     entered, leave = threading.Event(), threading.Event()
 

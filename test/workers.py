@@ -44,18 +44,26 @@ class Turns:
     def __init__(self, folder):
         self._door = open(folder / 'door', 'w')  # noqa: SIM115
         self._room = open(folder / 'room', 'w')  # noqa: SIM115
+        self._kept = False
 
     @contextmanager
-    def take(self, alone):
-        """Wait for the turn of one test and keep it meanwhile."""
+    def take(self, alone, next_alone=False):
+        """Wait for the turn of one test and keep it meanwhile.
+
+        One that is alone is followed at once by the next of its process that has to be: for each
+        to wait until the others have done one more of theirs would cost more than it gives them.
+        """
         kind = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
         try:
-            fcntl.flock(self._door, kind)
-            fcntl.flock(self._room, kind)
+            if not self._kept:
+                fcntl.flock(self._door, kind)
+                fcntl.flock(self._room, kind)
             if not alone:
                 fcntl.flock(self._door, fcntl.LOCK_UN)
+            self._kept = alone and next_alone
             yield
         finally:
-            # In so many words, not by closing: a child that was forked meanwhile has them open.
-            fcntl.flock(self._room, fcntl.LOCK_UN)
-            fcntl.flock(self._door, fcntl.LOCK_UN)
+            if not self._kept:
+                # In so many words, not by closing: a child that was forked meanwhile has them open.
+                fcntl.flock(self._room, fcntl.LOCK_UN)
+                fcntl.flock(self._door, fcntl.LOCK_UN)

@@ -4,12 +4,14 @@
 import json
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dipod_ros.cli.main import main
+from dipod_ros.learning import q_critic
 from dipod_ros.learning.demonstrations.dataset import Demonstrations
 from dipod_ros.policy import checkpoint as ckpt
 from dipod_ros.policy.flow import FlowPolicy
@@ -40,6 +42,13 @@ def made(tmp_path_factory):
 def at(made, monkeypatch):
     monkeypatch.chdir(made)
     return made
+
+
+@pytest.fixture
+def quick_q(monkeypatch):
+    """Let Q critics take few gradient steps: it is what is learned from that is asked here."""
+    few = partial(q_critic.QCriticConfig, first_rounds=4, rounds=2, steps=10, imagined=32)
+    monkeypatch.setattr(q_critic, 'QCriticConfig', few)
 
 
 def test_demonstrations_are_what_the_summary_says(at):
@@ -114,22 +123,22 @@ def test_pretrain_can_leave_out_what_failed(at):
     assert run('pretrain', 'none.safetensors', '--out', 'x', *words) == 2
 
 
-def test_finetune_learns_keeps_its_run_and_goes_on_with_it(at):
+def test_finetune_learns_keeps_its_run_and_goes_on_with_it(at, quick_q):
     words = ('--episodes', 4, '--epochs', 1, '--gap-every', 0, '--eval-episodes', 4)
     # It never succeeds: what succeeds it knows from the demonstrations.
     where = ('flow', '--run-dir', 'ft', '--demos', 'runs/demos')
     assert run('finetune', *where, '--control-steps', 400, *words, '--student', 'off') == 0
     assert ckpt.load('ft/checkpoints/v000001').manifest.lineage['method'] == 'dipod'
-    assert run('finetune', *where, '--control-steps', 1200, *words, '--json', 'ft.json') == 0
+    assert run('finetune', *where, '--control-steps', 800, *words, '--json', 'ft.json') == 0
     told = json.loads(Path('ft.json').read_text())
     assert set(told['results']) == {'before', 'after', 'student'}
     assert {rate['episodes'] for rate in told['results'].values()} == {4}
     steps = [row['control_steps'] for row in told['curve']]
-    assert steps == sorted(steps) and steps[-1] >= 1200
+    assert steps == sorted(steps) and steps[-1] >= 800
     assert [row['updates'] for row in told['curve']] == list(range(1, len(steps) + 1))
 
 
-def test_finetune_keeps_demonstrations_in_the_batch(at):
+def test_finetune_keeps_demonstrations_in_the_batch(at, quick_q):
     words = ('--episodes', 4, '--epochs', 1, '--gap-every', 0, '--eval-episodes', 4)
     words += ('--control-steps', 400, '--student', 'off', '--demo-weight', 0.5, '--demo-decay', 0.9)
     words += ('--ema', 0.9)
@@ -143,7 +152,7 @@ def test_finetune_keeps_demonstrations_in_the_batch(at):
         assert all(row['demo_loss'] > 0 for row in rows[1:]) and len(rows) > 1
 
 
-def test_finetune_shows_its_q_critic_the_demonstrations_and_imitates_none(at):
+def test_finetune_shows_its_q_critic_the_demonstrations_and_imitates_none(at, quick_q):
     words = ('--episodes', 4, '--epochs', 1, '--gap-every', 0, '--eval-episodes', 4)
     words += ('--student', 'off', '--demos', 'runs/demos')
     words += ('--run-dir', 'ft_q', '--json', 'q.json')
@@ -217,6 +226,7 @@ def test_inspect_shows_joints_limits_and_lineage(at, capsys):
         (('demo', '--task', 'juggle'), "no checkpoint 'juggle_flow'"),
         (('demo', '--minutes', 0), '--minutes must be above 0'),
         (('demo', '--updates', 0), '--eval-episodes and --updates must be at least 1'),
+        (('demo', '--params-file', 'no.yaml'), '--params-file no.yaml: there is no such file'),
         (('finetune', 'flow', '--run-dir', 'x', '--eval-episodes', 0), '--eval-episodes must be'),
     ],
 )

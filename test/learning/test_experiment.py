@@ -3,6 +3,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ from dipod_ros.learning.bench.experiment_score import (  # noqa: E402
 )
 from dipod_ros.learning.bench.experiment_start import make_worlds, start_policy  # noqa: E402
 from dipod_ros.learning.bench.jobs import Job, update_config  # noqa: E402
+from dipod_ros.learning.bench.methods import METHODS  # noqa: E402
 from dipod_ros.learning.bench.regimes import Regime  # noqa: E402
 from dipod_ros.learning.collapse import HealthConfig  # noqa: E402
 from dipod_ros.learning.demonstrations.dataset import Demonstrations  # noqa: E402
@@ -331,6 +333,8 @@ def test_plans_take_all_of_seed_0_first():
 def test_a_method_may_have_a_q_critic_that_saw_the_demonstrations(tmp_path, monkeypatch):
     monkeypatch.setattr(experiment_start, 'STARTS', tmp_path / 'starts')
     monkeypatch.setattr(experiment_start, 'DEMONSTRATIONS', 6)
+    few = {'first_rounds': 2, 'rounds': 1, 'steps': 10}
+    monkeypatch.setitem(METHODS, 'dipod_0.1_q', replace(METHODS['dipod_0.1_q'], q_critic=few))
     training = Training(Job('reach', 'dipod_0.1_q', 0, 'smoke'), tmp_path)
     shown = Demonstrations.load(tmp_path / 'starts/demonstrations/reach.safetensors')
     assert len(training.learner.q.shown) == len(shown.observations)
