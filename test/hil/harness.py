@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A robot played by the test, and the policy server as the process that it is in real life."""
 
+import contextlib
 import json
+from pathlib import Path
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
@@ -14,8 +16,12 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, Float64MultiArray, String, UInt8MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
+from dipod_ros.errors import UserError
 from dipod_ros.policy.decision import decode
+from dipod_ros.resources import share_dir
 from dipod_ros.ros import messages, qos
+from dipod_ros.serving.engines.select import EngineFactory
+from dipod_ros.serving.loader import PolicyLoader
 
 __all__ = ['DT_NS', 'TIMEOUT_S', 'Robot', 'Server', 'make_context']
 DT_NS = 40_000_000
@@ -149,10 +155,31 @@ class Robot(Peer):
             self.news.notify_all()
 
 
-class Server(NodeProcess):
-    """The policy server; parameters by keyword, `limits__velocity` for nested ones."""
+def keep_graphs(folder, limits, parameters):
+    """Export what a server is about to act by, unless it is kept: that takes seconds.
 
-    def __init__(self, folder, limits, remaps=(), **parameters):
+    Here, where torch is imported already and has exported before: a node would begin with both.
+    What is wrong with a checkpoint is left for the server to say.
+    """
+    if parameters.get('engine', 'auto') not in ('auto', 'onnx'):
+        return
+    engines = EngineFactory('onnx', guided=parameters.get('seam') == 'rtc')
+    folders = [share_dir() / 'models', Path(folder)]
+    period_s = parameters.get('control_period_s', DT_NS * 1e-9)
+    with contextlib.suppress(UserError):
+        loader = PolicyLoader(limits, period_s, folders, engines)
+        loader.build(loader.validate(parameters.get('checkpoint', '')))
+
+
+class Server(NodeProcess):
+    """The policy server; parameters by keyword, `limits__velocity` for nested ones.
+
+    With `exports` it finds no graph on disk and makes its own.
+    """
+
+    def __init__(self, folder, limits, remaps=(), exports=False, **parameters):
+        if not exports:
+            keep_graphs(folder, limits, parameters)
         given = {
             'seed': 1,
             'model_dirs': [str(folder)],
@@ -163,4 +190,5 @@ class Server(NodeProcess):
             **{f'limits__{k}': v for k, v in limits.to_params().items()},
             **parameters,
         }
-        super().__init__(folder, 'policy_server', given, remaps=remaps)
+        own = {'XDG_CACHE_HOME': str(folder)} if exports else {}
+        super().__init__(folder, 'policy_server', given, remaps=remaps, environment=own)

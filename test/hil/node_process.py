@@ -15,10 +15,10 @@ TIMEOUT_S = 120.0  # far above anything but a machine that is swamped
 class NodeProcess:
     """Runs `dipod_ros.nodes.<node>`; parameters by name, `limits__velocity` for nested ones.
 
-    A parameter that is None is not given.
+    A parameter that is None is not given; `environment` is added to that of this process.
     """
 
-    def __init__(self, folder, node, parameters, params_files=(), remaps=()):
+    def __init__(self, folder, node, parameters, params_files=(), remaps=(), environment=()):
         self.log_path = Path(folder) / f'{node}-{time.monotonic_ns()}.log'
         command = [sys.executable, '-m', f'dipod_ros.nodes.{node}', '--ros-args']
         for path in params_files:
@@ -33,7 +33,7 @@ class NodeProcess:
                 command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {'RCUTILS_COLORIZED_OUTPUT': '0'},
+                env=os.environ | {'RCUTILS_COLORIZED_OUTPUT': '0'} | dict(environment),
             )
 
     @property

@@ -34,6 +34,7 @@ def test_a_flow_of_somebody_elses_training_is_served(tmp_path):
         lockstep=True,
         control_period_s=robot.control_period_s,
         controller=robot.controller,
+        exports=True,  # as everybody's first start does
     )
     simulator = None
     try:

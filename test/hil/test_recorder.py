@@ -2,7 +2,6 @@
 """The recorder beside a simulated arm that another policy moves, and what it says of bad inputs."""
 
 import json
-import subprocess
 import sys
 import threading
 import time
@@ -26,6 +25,7 @@ from std_msgs.msg import Float64MultiArray, String  # noqa: E402
 from std_srvs.srv import SetBool, Trigger  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory  # noqa: E402
 
+from dipod_ros.cli.main import main  # noqa: E402
 from dipod_ros.learning.demonstrations.dataset import Demonstrations  # noqa: E402
 from dipod_ros.policy.limits import JointLimits  # noqa: E402
 from dipod_ros.resources import resource  # noqa: E402
@@ -282,9 +282,7 @@ def test_from_a_moving_arm_to_a_policy_that_the_server_takes(operator, tmp_path)
         assert not operator.stop().success  # it has ended already
         assert recorder.stop() == 0
         operator.call('mujoco_sim/set_pause', SetBool, data=True)
-        pretrain = [sys.executable, '-m', 'dipod_ros.cli', 'pretrain', str(out)]
-        pretrain += ['--out', str(tmp_path / 'clone')]
-        subprocess.run([*pretrain, '--steps', '5', '--width', '16', '--depth', '2'], check=True)
+        assert main(['pretrain', str(out), '--out', str(tmp_path / 'clone'), '--steps', '5']) == 0
         operator.call('mujoco_sim/set_pause', SetBool, data=False)
         request = [Parameter('checkpoint', value='clone').to_parameter_msg()]
         answer = operator.call('policy_server/set_parameters', SetParameters, parameters=request)
