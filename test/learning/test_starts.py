@@ -33,6 +33,13 @@ def needs_sb3():
     pytest.importorskip('imageio', reason='Gymnasium makes no MuJoCo env without it')
 
 
+@pytest.fixture(scope='module')
+def expert():
+    """Return the expert of SMALL and seed 0, trained once."""
+    needs_sb3()
+    return train_expert('Hopper-v5', SMALL.expert_steps, seed=0)
+
+
 def test_chunks_of_a_gait_replay_to_the_same_episode():
     shown, returns = collect_gait('Hopper-v5', noisy, episodes=5, horizon=4, seed=3)
     env = make_env('hopper', 5, seed=3)
@@ -113,8 +120,7 @@ def test_start_of_a_gait_is_made_once_and_the_same_again(tmp_path):
     assert f'return_mean: {rate.return_mean:.4f}'[:-3] in manifest.decode()
 
 
-def test_interrupted_start_keeps_its_demonstrations(tmp_path, monkeypatch):
-    needs_sb3()
+def test_interrupted_start_keeps_its_demonstrations(tmp_path, monkeypatch, expert):
     import dipod_ros.learning.bench.starts as starts
 
     def killed(*args, **options):
@@ -122,6 +128,7 @@ def test_interrupted_start_keeps_its_demonstrations(tmp_path, monkeypatch):
 
     options = {'recipe': SMALL, 'config': CLONING, 'episodes': 6}
     with monkeypatch.context() as patch:
+        patch.setattr(starts, 'train_expert', lambda *_: expert)
         patch.setattr(starts, 'pretrain', killed)
         with pytest.raises(KeyboardInterrupt):
             make_start('hopper', tmp_path, **options)
@@ -146,9 +153,7 @@ def test_interrupted_start_keeps_its_demonstrations(tmp_path, monkeypatch):
             make_start('hopper', tmp_path, **options)
 
 
-def test_expert_is_better_than_chance():
-    needs_sb3()
-    expert = train_expert('Hopper-v5', 4096, seed=0)
+def test_expert_is_better_than_chance(expert):
     _, trained = collect_gait('Hopper-v5', expert, 40, 4, seed=5)
 
     def chance(observations, rng):
