@@ -44,8 +44,9 @@ def rollout_of(learner: Learner) -> Rollout:
     )
 
 
-def learn(checkpoint: str, folder: str, q_critic: bool) -> None:
-    """Learn for three updates; write weights and metrics."""
+def main(checkpoint: str, folder: str, q_critic: str = '') -> None:
+    """Learn for three updates, with a Q critic where asked to; write weights and metrics."""
+    parallel.join()
     settings = LearnerConfig(
         # 90 rows in 4 minibatches of 23, 23, 23 and 21: two processes never share them evenly.
         algorithm=InterleavedConfig(beta=0.1, epochs=3, minibatches=4, samples_per_action=4),
@@ -59,19 +60,12 @@ def learn(checkpoint: str, folder: str, q_critic: bool) -> None:
     )
     learner = Learner(load_policy(checkpoint), settings)
     rows = [learner.update(rollout_of(learner)) for _ in range(3)]
-    name = f'{parallel.world_size()}-{parallel.rank()}' + ('-q' if q_critic else '')
+    name = f'{parallel.world_size()}-{parallel.rank()}'
     tensors = dict(learner.policy.state_dict())
     if learner.q is not None:
         tensors |= learner.q.state()
     save_file(tensors, Path(folder) / f'{name}.safetensors')
     (Path(folder) / f'{name}.json').write_text(json.dumps(rows))
-
-
-def main(checkpoint: str, folder: str) -> None:
-    """Learn without and with a Q critic, beside whoever else was started."""
-    parallel.join()
-    for q_critic in (False, True):
-        learn(checkpoint, folder, q_critic)
     parallel.leave()
 
 

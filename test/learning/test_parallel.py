@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 
 torch = pytest.importorskip('torch')
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import parallel_worker  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from dipod_ros.learning import parallel  # noqa: E402
@@ -29,9 +27,10 @@ def free_port():
 
 def launch(processes, *arguments):
     """Run the worker in `processes` processes, all on this machine."""
-    command = [sys.executable, '-m', 'torch.distributed.run', '--nnodes=1']
-    command += [f'--nproc-per-node={processes}']
-    command += ['--master-addr=127.0.0.1', f'--master-port={free_port()}']
+    command = [sys.executable]
+    if processes > 1:
+        command += ['-m', 'torch.distributed.run', f'--nproc-per-node={processes}', '--nnodes=1']
+        command += ['--master-addr=127.0.0.1', f'--master-port={free_port()}']
     environment = os.environ | {'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo'}
     done = subprocess.run(
         [*command, str(WORKER), *map(str, arguments)],
@@ -43,20 +42,13 @@ def launch(processes, *arguments):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.fixture(scope='module')
-def learned(make_policy, tmp_path_factory):
-    """Return a folder with what two processes learned, without and with a Q critic."""
-    folder = tmp_path_factory.mktemp('learned')
-    make_policy().save(folder / 'start')
-    launch(2, folder / 'start', folder)
-    return folder
-
-
-def test_two_processes_learn_what_one_learns(make_policy, learned):
-    parallel_worker.learn(learned / 'start', learned, q_critic=False)  # this process alone
+def test_two_processes_learn_what_one_learns(make_policy, tmp_path):
+    make_policy().save(tmp_path / 'start')
+    launch(1, tmp_path / 'start', tmp_path)
+    launch(2, tmp_path / 'start', tmp_path)
     names = ['1-0', '2-0', '2-1']
-    rows = [json.loads((learned / f'{n}.json').read_text()) for n in names]
-    weights = [load_file(learned / f'{n}.safetensors') for n in names]
+    rows = [json.loads((tmp_path / f'{n}.json').read_text()) for n in names]
+    weights = [load_file(tmp_path / f'{n}.safetensors') for n in names]
     start = make_policy().state_dict()
     for name, alone in weights[0].items():
         # Sums in another order: round-off, which Adam's division makes visible in small gradients.
@@ -70,9 +62,11 @@ def test_two_processes_learn_what_one_learns(make_policy, learned):
             assert first[name] == pytest.approx(alone[name], rel=1e-3, abs=1e-5), name
 
 
-def test_two_processes_keep_the_same_q_critic(make_policy, learned):
+def test_two_processes_keep_the_same_q_critic(make_policy, tmp_path):
     """Each fits its own, from the same numbers: nothing of it is sent."""
-    first, second = (load_file(learned / f'2-{rank}-q.safetensors') for rank in (0, 1))
+    make_policy().save(tmp_path / 'start')
+    launch(2, tmp_path / 'start', tmp_path, 'q_critic')
+    first, second = (load_file(tmp_path / f'2-{rank}.safetensors') for rank in (0, 1))
     assert first.keys() == second.keys() and 'q_memory.rewards' in first
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
     start = make_policy().state_dict()
