@@ -84,7 +84,9 @@ def test_requests_that_cannot_be_met_are_answered_and_end_nothing(start, tmp_pat
 
     bad = {
         'endless': spoiled(tmp_path, 'endless', version=lambda _: float('inf')),
-        'huge': spoiled(tmp_path, 'huge', golden=lambda g: g | {'chunk': [[10**400] * 3] * 6}),
+        'huge': spoiled(
+            tmp_path, 'huge', golden=lambda g: g | {'chunk': [[10**400] * 3 for _ in range(6)]}
+        ),
         'spoken': spoiled(tmp_path, 'spoken', spec=spoken),
     }
     reasons = {'endless': 'infinity', 'huge': 'int too large', 'spoken': 'no name of a ROS topic'}
