@@ -14,12 +14,18 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from dipod_ros.errors import UserError
 from dipod_ros.learning.rollout import Rollout
 from dipod_ros.policy.decision import Decision
 from dipod_ros.policy.spec import PolicySpec
 
 # Robots remembered at a time; the one silent for longest is forgotten first.
 MAX_ACTORS = 64
+# Decisions that wait where the episodes of one update need so many: about 1 GB while it learns.
+MOST_WAITING = 100_000
+# Numbers (seq) that an actor may skip, or fall back by, in one record: three hours of 10 Hz. One
+# record that is further away is not believed, two in a row are.
+MAX_GAP = 100_000
 # Beyond any reward or angle that somebody means. Its square, and that of a sum of thousands, is a
 # float32: a single number that is not would spoil the update that it is learned from.
 MAX_NUMBER = 1e12
@@ -30,7 +36,9 @@ class _Actor:
     last_seq: int = -1
     episode: int | None = None  # the one under way
     decisions: list[Decision] = field(default_factory=list)
-    spoiled: bool = False  # the episode has a hole: nothing of it is kept
+    spoiled: str = ''  # why nothing of the episode is kept: the counter, or '' when it is whole
+    usable: int = 0  # decisions since the last interrupted one
+    far_seq: int | None = None  # of the record before, where that was not believed
 
 
 @dataclass
@@ -53,12 +61,30 @@ class ReplayAssembler:
     incomplete (episodes with a gap or without an end), stale (decisions of policies too old or
     unknown), skipped (episodes passed over for newer ones), overflow (episodes dropped because
     nobody took them).
+
+    `unusable` counts by the same names, but always in decisions, what nothing can be learned from
+    since the last usable episode: how much, and mostly why.
     """
 
-    def __init__(self, spec: PolicySpec, max_waiting_decisions: int = 20_000) -> None:
-        """Take the spec that every decision must fit, and the bound on memory."""
+    def __init__(
+        self,
+        spec: PolicySpec,
+        keep_episodes: int = 64,
+        max_waiting_decisions: int = 20_000,
+        most_waiting_decisions: int = MOST_WAITING,
+    ) -> None:
+        """Take the spec that every decision must fit, and the bounds on memory.
+
+        Beyond `max_waiting_decisions` the oldest episodes are dropped, but never one of the newest
+        `keep_episodes`, so that an update can have as many however long they are; an episode under
+        way may be as long. `most_waiting_decisions` is for those as well; see `take`.
+        """
         self.spec = spec
         self.counts: Counter[str] = Counter()
+        self.unusable: Counter[str] = Counter()
+        self._fresh = 0  # finished episodes that were usable when last looked at
+        self._keep = keep_episodes
+        self._most_waiting = most_waiting_decisions
         self._actors: OrderedDict[str, _Actor] = OrderedDict()
         self._ready: deque[_Episode] = deque()
         self._waiting = 0
@@ -73,32 +99,46 @@ class ReplayAssembler:
         """Take one decision as it arrived."""
         self.counts['received'] += 1
         if not self._fits(decision):
-            self.counts['invalid'] += 1
+            self._refuse('invalid')
             return
         actor = self._actors.setdefault(decision.actor, _Actor())
         self._actors.move_to_end(decision.actor)
         if len(self._actors) > MAX_ACTORS:
             self._actors.popitem(last=False)
+        if actor.last_seq >= 0 and abs(decision.seq - actor.last_seq) > MAX_GAP:
+            before, actor.far_seq = actor.far_seq, decision.seq
+            if before is None or not 0 < decision.seq - before <= MAX_GAP:
+                self._refuse('invalid')
+                return
+            # The numbers do go on from there.
+            actor.last_seq, actor.spoiled = before, 'lost'
+        actor.far_seq = None
         if decision.seq <= actor.last_seq:
-            self.counts['duplicates'] += 1
+            self._refuse('duplicates')
             return
         gap = decision.seq - actor.last_seq - 1
         # A trainer that joins late starts in the middle: what came before is not lost.
         if gap and actor.last_seq >= 0:
             self.counts['lost'] += gap
-            actor.spoiled = True
+            actor.spoiled = 'lost'
         actor.last_seq = decision.seq
         if decision.episode != actor.episode:
+            why = actor.spoiled
             if actor.episode is not None:
                 self.counts['incomplete'] += 1
-            actor.episode, actor.decisions, actor.spoiled = decision.episode, [], False
+                self._discard(actor, why or 'incomplete')
+            # After a gap the end of the one before is what was lost, or the beginning of this one.
+            actor.episode, actor.spoiled = decision.episode, '' if not decision.step else why
         # An episode that never ends must not fill the memory either.
         if decision.step != len(actor.decisions) or len(actor.decisions) >= self._max_waiting:
-            actor.spoiled = True
+            actor.spoiled = actor.spoiled or 'incomplete'
+        actor.decisions.append(decision)
+        actor.usable += 1
         if actor.spoiled:
-            actor.decisions = []
-        else:
-            actor.decisions.append(decision)
+            self._discard(actor, actor.spoiled)
+        elif decision.interrupted:
+            self.unusable['interrupted'] += actor.usable
+            actor.usable = 0
         if decision.terminated or decision.truncated:
             self._finish(actor)
             actor.episode = None
@@ -113,9 +153,16 @@ class ReplayAssembler:
 
         `version_of` maps a policy's sha256 to its version, or to None when it is too old to learn
         from; leading stale decisions of an episode are cut off, as are episodes that are all stale.
+        Raises UserError when fewer than `least` fill the memory, which they will for ever.
         """
         self._drop_stale(version_of)
         if len(self._ready) < least:
+            if self._waiting > self._most_waiting:
+                raise UserError(
+                    f'{len(self._ready)} episodes are {self._waiting} decisions already, more than '
+                    f'the {self._most_waiting} that are kept: set episodes_per_update to at most '
+                    f'{len(self._ready)} (it is {least}), or end episodes earlier'
+                )
             return None
         while len(self._ready) > most:
             self._waiting -= len(self._ready.popleft())
@@ -125,6 +172,8 @@ class ReplayAssembler:
             episode = self._ready.popleft()
             self._waiting -= len(episode)
             parts.append(_rollout(episode, version_of, self.spec))
+        self._fresh = 0
+        self.unusable.clear()
         return Rollout.concatenate(parts)
 
     def newest(self, count: int, version_of: Callable[[str], int | None]) -> Rollout | None:
@@ -147,14 +196,28 @@ class ReplayAssembler:
                 usable = []
             if len(usable) == 1 and usable[0].truncated:
                 usable = []
-            self.counts['stale'] += len(decisions) - len(usable)
+            for counter in (self.counts, self.unusable):
+                counter['stale'] += len(decisions) - len(usable)
             self._waiting -= len(decisions) - len(usable)
             if usable:
                 kept.append(replace(episode, decisions=usable))
         self._ready = kept
+        if len(kept) > self._fresh:
+            self.unusable.clear()
+        self._fresh = len(kept)
+
+    def _refuse(self, why: str) -> None:
+        for counter in (self.counts, self.unusable):
+            counter[why] += 1
+
+    def _discard(self, actor: _Actor, why: str) -> None:
+        """Forget what an episode has come to so far; interrupted decisions were counted before."""
+        self.unusable[why] += actor.usable
+        actor.decisions, actor.usable = [], 0
 
     def _finish(self, actor: _Actor) -> None:
-        decisions, actor.decisions = actor.decisions, []
+        decisions, usable = actor.decisions, actor.usable
+        actor.decisions, actor.usable = [], 0
         if actor.spoiled:
             self.counts['incomplete'] += 1
             return
@@ -167,11 +230,12 @@ class ReplayAssembler:
             return
         if len(decisions) == 1 and decisions[0].truncated:
             self.counts['incomplete'] += 1
+            self.unusable['incomplete'] += usable
         else:
             self.counts['episodes'] += 1
             self._ready.append(_Episode(decisions, total, length))
             self._waiting += len(decisions)
-            while self._waiting > self._max_waiting:
+            while self._waiting > self._max_waiting and len(self._ready) > self._keep:
                 self._waiting -= len(self._ready.popleft())
                 self.counts['overflow'] += 1
 

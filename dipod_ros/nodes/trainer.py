@@ -46,7 +46,9 @@ class Trainer(Node):
         # torch takes a second to import: not before the parameters are known to be right.
         from dipod_ros.learning.replay import ReplayAssembler
 
-        self._assembler = ReplayAssembler(self._run.initial.spec)
+        self._least = self.params.episodes_per_update
+        self._most = max(self._least, self.params.max_episodes_per_update)
+        self._assembler = ReplayAssembler(self._run.initial.spec, self._most)
         self._payloads: deque[bytes] = deque(maxlen=MAX_WAITING_PAYLOADS)
         self._wake = threading.Condition()
         self._stop = threading.Event()
@@ -115,14 +117,12 @@ class Trainer(Node):
             request_exit(EXIT_BUG, f'learning failed: {type(error).__name__}: {error}')
 
     def _learn_until_finished(self) -> None:
-        least = self.params.episodes_per_update
-        most = max(least, self.params.max_episodes_per_update)
         while not self._stop.is_set():
             self._drain()
             if self._finish.is_set():
                 self._finish_run()
                 return
-            rollout = self._assembler.take(least, most, self._run.version_of)
+            rollout = self._assembler.take(self._least, self._most, self._run.version_of)
             if rollout is None:
                 self._set_state('waiting')
                 with self._wake:
@@ -182,8 +182,7 @@ class Trainer(Node):
             'clamped_fraction': self._clamped / max(1, self._decisions),
             'waiting_episodes': self._assembler.ready_episodes,
         }
-        names = ('duplicates', 'lost', 'invalid', 'interrupted', 'incomplete', 'stale', 'skipped')
-        metrics |= {f'replay_{name}': counts[name] for name in names}
+        metrics |= {f'replay_{name}': counts[name] for name in status.COUNTERS}
         self._metrics = metrics
         self._publish_metrics(metrics)
         if manifest is not None:
@@ -265,8 +264,10 @@ class Trainer(Node):
         self._diagnostics.publish()
 
     def _report(self) -> Report:
-        counts = self._assembler.counts
-        return status.report(self._state, self._error, self._metrics, self._undecodable, counts)
+        counts, unusable = self._assembler.counts, self._assembler.unusable
+        return status.report(
+            self._state, self._error, self._metrics, self._undecodable, counts, unusable
+        )
 
 
 def main(args: list[str] | None = None) -> int:

@@ -107,20 +107,24 @@ class Actor(Peer):
                     return
         raise AssertionError('acted in vain')
 
-    def act(self, episodes=EPISODES, **changes):
+    def act(self, episodes=EPISODES, steps=STEPS, **changes):
         """Publish whole episodes of the policy in use."""
+        spec = self.policy.spec
         for _ in range(episodes):
             success = bool(self.rng.random() < 0.5)
-            for step in range(STEPS):
-                self.publish(encode(self.decision(step, success, **changes)))
+            observations, noise = (
+                self.rng.standard_normal((steps, size)).astype(np.float32)
+                for size in (spec.observation_size, spec.noise_size)
+            )
+            chunks = self.policy.act(observations, noise)
+            for step, made in enumerate(zip(observations, noise, chunks, strict=True)):
+                last = step == steps - 1
+                self.publish(encode(self.decision(step, last, success, *made, **changes)))
+                if step % 100 == 99:
+                    time.sleep(0.05)  # no faster than a network loses nothing
             self.episode += 1
 
-    def decision(self, step, success, **changes):
-        spec = self.policy.spec
-        observation = self.rng.standard_normal(spec.observation_size).astype(np.float32)
-        noise = self.rng.standard_normal(spec.noise_size).astype(np.float32)
-        chunk = self.policy.act(observation[None], noise[None])[0]
-        last = step == STEPS - 1
+    def decision(self, step, last, success, observation, noise, chunk, **changes):
         values = {
             'actor': 'arm',
             'seq': self.seq,
@@ -370,6 +374,43 @@ def test_nothing_is_learned_from_what_was_not_executed_or_is_not_a_decision(star
     assert metrics['episodes'] == EPISODES
     assert metrics['replay_interrupted'] == EPISODES * STEPS
     assert metrics['replay_stale'] == EPISODES * STEPS
+
+
+def test_episodes_too_long_for_the_usual_memory_are_learned_from_all_the_same(start, actor):
+    """64 of 330 decisions are more than the 20 000 that wait otherwise; two are too many here."""
+    start(episodes_per_update=2, epochs=1, minibatches=1, samples_per_action=1, samples_per_step=1)
+    actor.wait_connected()
+    actor.act(episodes=2, steps=10_400)
+    actor.wait(lambda: actor.metrics)
+    metrics = actor.metrics[0]
+    assert metrics['episodes'] == 2 and metrics['decisions'] == 20_800
+    assert metrics['replay_overflow'] == 0
+
+
+@pytest.mark.parametrize(
+    ('changes', 'why'),
+    [
+        ({'policy_sha': '0' * 64}, 'of policies too old or unknown'),
+        ({'interrupted': True, 'terminated': False}, 'not executed as sampled'),
+        ({'seq': 7}, 'repeat numbers'),
+    ],
+)
+def test_a_stream_that_nothing_can_be_learned_from_is_told_of(start, actor, changes, why):
+    start()
+    actor.wait_connected()
+    actor.act(episodes=101, **changes)
+
+    def told():
+        return [s for m in list(actor.diagnostics) for s in m.status if why in s.message]
+
+    actor.wait(told)
+    assert told()[-1].level == told()[-1].WARN
+    assert 'nothing to learn from' in told()[-1].message
+    if 'seq' not in changes:
+        actor.act()
+        actor.wait(lambda: actor.metrics)
+        actor.diagnostics.clear()
+        actor.wait(lambda: any(s.level == s.OK for m in list(actor.diagnostics) for s in m.status))
 
 
 @pytest.mark.parametrize(

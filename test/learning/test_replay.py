@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dipod_ros.learning.replay import MAX_ACTORS, ReplayAssembler
+from dipod_ros.errors import UserError
+from dipod_ros.learning.replay import MAX_ACTORS, MAX_GAP, ReplayAssembler
 from dipod_ros.policy.decision import Decision
 
 SHA = 'ab' * 32
@@ -200,7 +201,7 @@ def test_stale_decisions_at_the_beginning_are_cut_off(assembler):
 
 
 def test_stale_decisions_wait_no_longer(spec):
-    assembler = ReplayAssembler(spec, max_waiting_decisions=4)
+    assembler = ReplayAssembler(spec, keep_episodes=1, max_waiting_decisions=4)
     feed(assembler, episode_of(4, policy_sha=OLD))
     assert assembler.take(1, 1, only_new) is None
     for e in (1, 2):
@@ -281,7 +282,7 @@ def test_what_waits_can_be_looked_at_and_goes_on_waiting(assembler):
 
 
 def test_episodes_nobody_takes_are_dropped_oldest_first(spec):
-    assembler = ReplayAssembler(spec, max_waiting_decisions=5)
+    assembler = ReplayAssembler(spec, keep_episodes=1, max_waiting_decisions=5)
     for e in range(4):
         feed(assembler, episode_of(2, episode=e, first_seq=2 * e))
     assert assembler.counts['overflow'] == 2
@@ -290,6 +291,88 @@ def test_episodes_nobody_takes_are_dropped_oldest_first(spec):
     # Taken decisions wait no longer: there is room again.
     feed(assembler, episode_of(2, episode=4, first_seq=8) + episode_of(2, episode=5, first_seq=10))
     assert assembler.ready_episodes == 2
+
+
+def test_as_many_episodes_as_an_update_needs_are_kept_however_long_they_are(spec):
+    """64 episodes of 400 decisions are more than the 20 000 that wait otherwise."""
+    assembler = ReplayAssembler(spec, keep_episodes=64)
+    for e in range(70):
+        feed(assembler, episode_of(400, episode=e, first_seq=400 * e))
+        if e < 63:
+            assert assembler.take(64, 64, every_version) is None
+    # What is more than that is dropped as before.
+    assert assembler.counts['overflow'] == 6
+    rollout = assembler.take(64, 64, every_version)
+    assert (rollout.episodes, len(rollout)) == (64, 64 * 400)
+    assert rollout.observations[0, 1] == 6
+
+
+def test_an_update_that_no_memory_holds_is_an_error_that_names_the_parameter(spec):
+    assembler = ReplayAssembler(spec, 8, max_waiting_decisions=20, most_waiting_decisions=40)
+    for e in range(5):
+        assert assembler.take(8, 8, only_new) is None
+        # Those of old policies are no reason: they wait for nobody.
+        feed(assembler, episode_of(10, actor='old', episode=e, first_seq=10 * e, policy_sha=OLD))
+        feed(assembler, episode_of(10, episode=e, first_seq=10 * e))
+    with pytest.raises(UserError, match='episodes_per_update to at most 5') as error:
+        assembler.take(8, 8, only_new)
+    assert '\n' not in str(error.value)
+    assert assembler.take(5, 8, only_new).episodes == 5
+
+
+@pytest.mark.parametrize('far', [10**18, MAX_GAP + 9])
+def test_one_absurd_number_makes_no_duplicates_of_what_follows(assembler, far):
+    feed(assembler, [*episode_of(2), decision(0, seq=far, episode=5)])
+    for e in range(1, 4):
+        feed(assembler, episode_of(2, episode=e, first_seq=2 * e))
+        # The same once more: two that are far away in a row would be believed.
+        assembler.add(decision(0, seq=far + e, episode=5))
+    assert assembler.counts['invalid'] == 4 and assembler.counts['duplicates'] == 0
+    rollout = assembler.take(1, 9, every_version)
+    assert rollout.observations[:, 1].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize(('first', 'then'), [(0, 10**6), (10**18, 0)])
+def test_numbers_that_go_on_far_away_are_believed_from_the_second_on(assembler, first, then):
+    """After hours without the network, or where the first record was the absurd one."""
+    feed(assembler, episode_of(2, first_seq=first))
+    for e in (1, 2):
+        feed(assembler, episode_of(3, episode=e, first_seq=then + 3 * e))
+    assert assembler.counts['invalid'] == 1 and assembler.counts['duplicates'] == 0
+    rollout = assembler.take(1, 9, every_version)
+    assert rollout.observations[:, 1].tolist() == [0, 0, 2, 2, 2]
+
+
+def spoil(changes):
+    """Return three episodes of three decisions of which none can be used."""
+    decisions = [d for e in range(3) for d in episode_of(3, episode=e, first_seq=3 * e)]
+    return [replace(d, **changes) for d in decisions]
+
+
+@pytest.mark.parametrize(
+    ('decisions', 'why'),
+    [
+        (spoil({'policy_sha': OLD}), {'stale': 9}),
+        (spoil({'interrupted': True}), {'interrupted': 9}),
+        # Nobody ever tells of an end.
+        (spoil({'interrupted': True, 'terminated': False}), {'interrupted': 9}),
+        (spoil({'terminated': False})[:6], {'incomplete': 3}),  # the last may still end
+        (spoil({'reward': np.nan}), {'invalid': 9}),
+        (spoil({'seq': 7}), {'duplicates': 8}),
+        ([d for d in spoil({}) if d.step != 1], {'lost': 6}),
+        (spoil({'step': 1}), {'incomplete': 9}),
+    ],
+)
+def test_what_nothing_can_be_learned_from_is_counted_until_something_can(
+    assembler, decisions, why
+):
+    feed(assembler, decisions)
+    assert assembler.take(1, 9, only_new) is None
+    got = +assembler.unusable
+    assert got.items() >= why.items() and got.total() <= 9, got
+    feed(assembler, episode_of(2, episode=10, first_seq=20))
+    assert assembler.take(2, 9, only_new) is None  # it is too few, but usable
+    assert not +assembler.unusable
 
 
 @pytest.mark.parametrize('first_step', [0, 1])

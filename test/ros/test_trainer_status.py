@@ -19,15 +19,24 @@ def test_the_worst_comes_first():
     counts = Counter(invalid=1, lost=2)
     bad = {'collapsed': 1.0}
     reports = (
-        status.report('learning', 'no disk', bad, 1, counts),
-        status.report('learning', '', bad, 1, counts),
-        status.report('learning', '', {}, 0, counts),
-        status.report('learning', '', {}, 1, Counter()),
-        status.report('learning', '', {}, 0, Counter(lost=2)),
+        status.report('learning', 'no disk', bad, 1, counts, Counter(stale=300)),
+        status.report('learning', '', bad, 1, counts, Counter()),
+        status.report('learning', '', {}, 0, counts, Counter()),
+        status.report('learning', '', {}, 1, Counter(), Counter()),
+        status.report('learning', '', {}, 0, Counter(lost=2), Counter(stale=299)),
     )
     assert [r.level for r in reports] == [Level.ERROR, *[Level.WARN] * 3, Level.OK]
     assert reports[0].message == 'no disk' and reports[-1].message == 'learning'
     assert reports[0].values == {'collapsed': 1.0, 'replay_invalid': 1, 'replay_lost': 2}
+
+
+@pytest.mark.parametrize('why', status.REASONS)
+def test_a_stream_of_which_nothing_can_be_used_is_told_of_by_its_main_reason(why):
+    unusable = Counter({**dict.fromkeys(status.REASONS, 20), why: 280})
+    told = status.report('waiting', '', {'collapsed': 1.0}, 0, Counter(), unusable)
+    assert told.level == Level.WARN
+    assert '380 decisions' in told.message and f'({why})' in told.message
+    assert f'280 {status.REASONS[why]}' in told.message
 
 
 def test_counters_that_appear_meanwhile_are_no_error():
@@ -45,7 +54,7 @@ def test_counters_that_appear_meanwhile_are_no_error():
     worker.start()
     try:
         for _ in range(3000):
-            assert len(status.report('learning', '', {}, 0, counts).values) >= 50
+            assert len(status.report('learning', '', {}, 0, counts, counts).values) >= 50
     finally:
         sys.setswitchinterval(interval)
         stop.set()
