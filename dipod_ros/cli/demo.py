@@ -301,7 +301,7 @@ def _evaluate(name: str, checkpoint: Path, args: argparse.Namespace):
 
 def _draw(run_dir: Path, rates, task: str) -> None:
     from dipod_ros.learning.plots import plot_learning_curve
-    from dipod_ros.learning.run import read_metrics
+    from dipod_ros.learning.run_log import read_metrics
 
     plot_learning_curve(
         run_dir / 'learning_curve.png',

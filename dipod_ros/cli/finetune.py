@@ -101,7 +101,8 @@ def run(args: argparse.Namespace) -> int:
     from dipod_ros.learning.learner_state import LearnerConfig
     from dipod_ros.learning.q_critic import QCriticConfig
     from dipod_ros.learning.rollout import collect_episodes
-    from dipod_ros.learning.run import RunConfig, TrainingRun, read_metrics
+    from dipod_ros.learning.run import RunConfig, TrainingRun
+    from dipod_ros.learning.run_log import read_metrics
     from dipod_ros.learning.seeding import numpy_rng
     from dipod_ros.learning.students.fresh_student import FreshConfig
     from dipod_ros.learning.vision import see_with

@@ -11,11 +11,15 @@ never moved. So the group is gloo's; nccl takes tensors of a GPU only.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+import numpy as np
 import torch
 from torch import distributed
+
+from dipod_ros.errors import UserError
 
 
 def join() -> None:
@@ -40,10 +44,50 @@ def world_size() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-def wait() -> None:
-    """Wait until every process has come here."""
-    if world_size() > 1:
-        distributed.barrier()
+def gather(payload: bytes) -> list[bytes]:
+    """Return what every process gave, in the order of their numbers."""
+    if world_size() == 1:
+        return [payload]
+    size = torch.tensor([len(payload)])
+    sizes = [torch.zeros_like(size) for _ in range(world_size())]
+    distributed.all_gather(sizes, size)
+    # gloo takes tensors of one size, and not of none.
+    mine = torch.zeros(max(1, *map(int, sizes)), dtype=torch.uint8)
+    mine[: len(payload)] = _tensor(payload)
+    parts = [torch.zeros_like(mine) for _ in sizes]
+    distributed.all_gather(parts, mine)
+    return [part[: int(n)].numpy().tobytes() for part, n in zip(parts, sizes, strict=True)]
+
+
+def broadcast(payload: bytes = b'') -> bytes:
+    """Return what the first process gave; what the others give is ignored."""
+    if world_size() == 1:
+        return payload
+    size = torch.tensor([len(payload)])
+    distributed.broadcast(size, 0)
+    data = _tensor(payload) if rank() == 0 else torch.zeros(int(size), dtype=torch.uint8)
+    if len(data):
+        distributed.broadcast(data, 0)
+    return data.numpy().tobytes()
+
+
+def require_same(values: Mapping[str, str | int]) -> None:
+    """Raise UserError, in every process, for the first of these values that is not the same in all.
+
+    Gradients of different policies, or of different episodes, add up without any error.
+    """
+    rows = [json.loads(row) for row in gather(json.dumps(dict(values)).encode())]
+    for name in values:
+        found = [row[name] for row in rows]
+        if len(set(found)) > 1:
+            raise UserError(
+                f'processes that learn together have another {name} each '
+                f'({" | ".join(map(str, found))}): start them with the same arguments and files'
+            )
+
+
+def _tensor(payload: bytes) -> torch.Tensor:
+    return torch.from_numpy(np.frombuffer(payload, dtype=np.uint8).copy())
 
 
 def share(index: torch.Tensor) -> torch.Tensor:
@@ -65,10 +109,13 @@ def sum_gradients(parameters: Iterable[torch.Tensor]) -> None:
 
 
 def sum_values(values: dict[str, float]) -> dict[str, float]:
-    """Add up named numbers over all processes; all must have the same names."""
+    """Add up named numbers over all processes; a name that one of them lacks counts 0 there.
+
+    A process that had no row of any minibatch has no statistics of its own.
+    """
     if world_size() == 1:
         return values
-    names = sorted(values)
-    total = torch.tensor([values[n] for n in names], dtype=torch.float64)
+    names = sorted(set().union(*map(json.loads, gather(json.dumps(list(values)).encode()))))
+    total = torch.tensor([values.get(n, 0.0) for n in names], dtype=torch.float64)
     distributed.all_reduce(total)
     return dict(zip(names, total.tolist(), strict=True))

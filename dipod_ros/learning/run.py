@@ -1,25 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One training run on disk: a folder that survives kill -9 and can be resumed. torch, no ROS.
+"""One training run: a learner and its students, durable after each update, resumable after kill -9.
 
-run_dir/checkpoints/v000012/   every version, written whole or not at all
-run_dir/students/v000012/      few-step students distilled from them
-run_dir/fresh/u000012.safetensors  the fresh student's state after update 12, where there is one
-run_dir/learner.safetensors    everything needed to go on, replaced after each update
-run_dir/metrics.jsonl          one line per update
-run_dir/tensorboard/           the same, for TensorBoard
+What lies in its folder is in run_folder.py, its metrics are in run_log.py. torch, no ROS.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
-import shutil
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +24,8 @@ from dipod_ros.learning.imitation import load_demonstrations
 from dipod_ros.learning.learner import Learner
 from dipod_ros.learning.learner_state import LearnerConfig
 from dipod_ros.learning.rollout import Rollout
+from dipod_ros.learning.run_folder import RunFolder
+from dipod_ros.learning.run_log import RunLog
 from dipod_ros.learning.state_io import load_state
 from dipod_ros.learning.students.distill import DistillConfig, distill
 from dipod_ros.learning.students.fresh_student import FreshConfig, FreshStudent
@@ -39,7 +35,6 @@ from dipod_ros.policy.flow import FlowPolicy
 # Observations kept to distil a student on: about 30 updates of 64 episodes. Their name in a state.
 STUDENT_OBSERVATIONS = 16_000
 OBSERVED = 'student.observations'
-STATE = 'learner.safetensors'
 
 
 @dataclass(frozen=True)
@@ -57,15 +52,17 @@ class RunConfig:
 
 
 class TrainingRun:
-    """A learner with its folder. Not safe for two processes at once: one run, one trainer.
+    """A learner with its folder, which it keeps from other processes until `close`.
 
-    Processes that learn together (see parallel.py) are one trainer: the first one writes.
+    Processes that learn together (see parallel.py) are one trainer: the first one alone reads and
+    writes the folder, the others begin with what it holds, on whatever machine they are.
     """
 
     def __init__(self, run_dir: Path, initial: Path, config: RunConfig) -> None:
         """Open `run_dir`, going on where an earlier run from the same checkpoint stopped.
 
-        Raises UserError when the folder holds a run from another checkpoint or is not writable.
+        Raises UserError when the folder holds a run from another checkpoint, is not writable or
+        another process learns there, and in every process when they were given different things.
         """
         self.run_dir, self.config = Path(run_dir), config
         checkpoint = ckpt.load(initial)
@@ -91,30 +88,19 @@ class TrainingRun:
         self.latest = self.initial
         self.student: ckpt.Manifest | None = None  # the newest one written
         self._fresh: FreshStudent | None = None
-        self.resumed = self._state_file.is_file()
+        self.resumed = False
+        self._folder = RunFolder(self.run_dir)
+        self._log: RunLog | None = None
         self._writes = parallel.rank() == 0
+        settings = hashlib.sha256(repr(config.learner).encode()).hexdigest()
+        parallel.require_same({'initial checkpoint': self.initial.sha256, 'settings': settings})
         try:
-            if self.resumed:
-                self._resume()
-            elif self._writes:
-                self.run_dir.mkdir(parents=True, exist_ok=True)
-                self._begin()
             if self._writes:
-                self._begin_fresh()
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f'cannot write run_dir {self.run_dir}: {reason}') from error
-        # Nobody writes before everybody has read.
-        parallel.wait()
-        self._board = self._open_board() if config.tensorboard and self._writes else None
-
-    @property
-    def _state_file(self) -> Path:
-        return self.run_dir / STATE
-
-    @property
-    def _metrics_file(self) -> Path:
-        return self.run_dir / 'metrics.jsonl'
+                self._open()
+            self._share()
+        except BaseException:
+            self._folder.release()
+            raise
 
     def version_of(self, sha256: str) -> int | None:
         """Return the version of a policy, or None when it is too old or unknown to learn from."""
@@ -131,8 +117,12 @@ class TrainingRun:
         There is no new checkpoint while only the critic warms up, and after a collapse: then the
         version that acted stays the newest good one, unless the learner goes further back (see
         `Learner.update`), which is a checkpoint of its own. When `stop` turns true in the middle,
-        UpdateStopped is raised and neither the learner nor the folder has changed.
+        UpdateStopped is raised and neither the learner nor the folder has changed. Processes that
+        learn together must have the same rollout: UserError when theirs differ in length.
         """
+        parallel.require_same(
+            {'number of updates': self.learner.updates, 'number of decisions': len(rollout)}
+        )
         before = self.learner.version
         mismatch = self.learner.mismatch(rollout)
         metrics = self.learner.update(rollout, stop)
@@ -150,15 +140,14 @@ class TrainingRun:
                 self.student = self._write_student(self._fresh.policy)
                 self._prune('students')
             # Before the learner's: a kill in between must leave a state for each of the two.
-            self._fresh.save(self._fresh_file)
+            self._fresh.save(self._folder.fresh(self.learner.updates))
             metrics['student_s'] = time.monotonic() - start
         observed = torch.from_numpy(np.stack(self._observations))
-        self.learner.save(self._state_file, {OBSERVED: observed})
+        self.learner.save(self._folder.state, {OBSERVED: observed})
         if self._fresh is not None:
-            for file in self._fresh_file.parent.glob('u*.safetensors'):
-                if file != self._fresh_file:
-                    file.unlink(missing_ok=True)
-        self._record(metrics)
+            self._folder.prune_fresh(self.learner.updates)
+        if self._log is not None:
+            self._log.record(metrics, self.learner.updates)
         return metrics, manifest
 
     def make_student(
@@ -186,52 +175,53 @@ class TrainingRun:
         return bool(self._observations)
 
     def close(self) -> None:
-        """Flush the logs."""
-        if self._board is not None:
-            self._board.close()
+        """Flush the logs and let other processes have the folder; nothing is learned after it."""
+        if self._log is not None:
+            self._log.close()
+        self._folder.release()
 
-    def _begin(self) -> None:
-        (self.run_dir / 'run.json').write_text(
-            json.dumps({'initial_sha256': self.initial.sha256, 'initial': str(self.initial.path)})
-        )
+    def _open(self) -> None:
+        try:
+            self._folder.lock()
+            self.resumed = self._folder.state.is_file()
+            if self.resumed:
+                self._resume()
+            else:
+                self._folder.begin(self.initial)
+            self._begin_fresh()
+            self._log = RunLog(self.run_dir, self.config.tensorboard)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f'cannot write run_dir {self.run_dir}: {reason}') from error
 
     def _resume(self) -> None:
-        try:
-            begun = json.loads((self.run_dir / 'run.json').read_text())
-            same = begun['initial_sha256'] == self.initial.sha256
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            same = False
-        if not same:
-            raise UserError(
-                f'{self.run_dir} holds a run that began with another checkpoint than '
-                f'{self.initial.path}; give a new run_dir, or the checkpoint it began with'
-            )
-        self.learner.load(self._state_file)
-        tensors, _ = load_state(self._state_file)
+        self._folder.require_begun_with(self.initial)
+        self.learner.load(self._folder.state)
+        tensors, _ = load_state(self._folder.state)
         # States of older programs have none: a student is distilled on what comes from now on.
         if OBSERVED in tensors:
             self._observations.extend(tensors[OBSERVED].numpy())
-        for folder in sorted((self.run_dir / 'checkpoints').glob('v*')):
-            try:
-                manifest = ckpt.read_manifest(folder)
-            except ckpt.CheckpointError:  # a kill while it was being deleted
-                continue
+        for manifest in self._folder.checkpoints():
             # A checkpoint newer than the state is of an update whose state was never written: it
             # will be made again.
             if manifest.version <= self.learner.version:
                 self._versions[manifest.sha256] = manifest.version
                 self.latest = manifest
-        if not self._writes:
-            return
-        if self._metrics_file.is_file() and not self._metrics_file.read_bytes().endswith(b'\n'):
-            # A kill cut the last line short: the next one must not continue it.
-            with open(self._metrics_file, 'a', encoding='utf-8') as handle:
-                handle.write('\n')
 
-    @property
-    def _fresh_file(self) -> Path:
-        # Named by the update: a kill between this state and the learner's leaves the older one too.
-        return self.run_dir / 'fresh' / f'u{self.learner.updates:06d}.safetensors'
+    def _share(self) -> None:
+        """Give every process what the first one holds: the others have no folder to read."""
+        if parallel.world_size() == 1:
+            return
+        with tempfile.TemporaryDirectory() as place:
+            file = Path(place) / self._folder.state.name
+            if self._writes:
+                self.learner.save(file)
+                parallel.broadcast(file.read_bytes())
+                parallel.broadcast(json.dumps([self.resumed, self._versions]).encode())
+                return
+            file.write_bytes(parallel.broadcast())
+            self.learner.load(file)
+        self.resumed, self._versions = json.loads(parallel.broadcast())
 
     def _begin_fresh(self) -> None:
         if self.config.fresh is None:
@@ -239,11 +229,12 @@ class TrainingRun:
         settings = replace(self.config.fresh, seed=self.config.learner.seed)
         self._fresh = FreshStudent(self.learner.policy, settings)
         # A run that had none so far: the student begins with the flow as it is now.
-        if not self._fresh_file.is_file():
+        file = self._folder.fresh(self.learner.updates)
+        if not file.is_file():
             return
-        self._fresh.load(self._fresh_file)
+        self._fresh.load(file)
         try:
-            student = ckpt.read_manifest(self.run_dir / 'students' / f'v{self.learner.version:06d}')
+            student = ckpt.read_manifest(self._folder.student(self.learner.version))
         except ckpt.CheckpointError:  # none yet, or a kill while it was being written
             return
         # One of a version that a kill took back is another version's.
@@ -256,7 +247,7 @@ class TrainingRun:
         if metrics['collapsed']:  # these weights are older ones: what was measured is of others
             keep = ('episodes', 'control_steps')
         self.latest = self.learner.policy.save(
-            self.run_dir / 'checkpoints' / f'v{version:06d}',
+            self._folder.checkpoint(version),
             version=version,
             lineage={
                 'parent': self.latest.sha256,
@@ -276,7 +267,7 @@ class TrainingRun:
     def _write_student(self, student: FlowPolicy) -> ckpt.Manifest:
         version = self.learner.version
         return student.save(
-            self.run_dir / 'students' / f'v{version:06d}',
+            self._folder.student(version),
             kind='student',
             version=version,
             lineage={'teacher': self.latest.sha256, 'initial': self.initial.sha256},
@@ -284,42 +275,4 @@ class TrainingRun:
         )
 
     def _prune(self, what: str) -> None:
-        if self.config.keep_checkpoints:
-            for folder in sorted((self.run_dir / what).glob('v*'))[: -self.config.keep_checkpoints]:
-                shutil.rmtree(folder, ignore_errors=True)
-
-    def _record(self, metrics: dict[str, float]) -> None:
-        # JSON has no NaN and no infinity.
-        plain = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
-        file = self._metrics_file
-        try:
-            with open(file, 'a', encoding='utf-8') as handle:
-                handle.write(json.dumps(plain) + '\n')
-        except OSError as error:
-            raise UserError(f'cannot write {file}: {error.strerror or error}') from error
-        if self._board is not None:
-            for name, value in metrics.items():
-                self._board.add_scalar(f'dipod/{name}', value, self.learner.updates)
-            self._board.flush()
-
-    def _open_board(self) -> Any:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:  # an optional dependency: metrics.jsonl has the same numbers
-            return None
-        return SummaryWriter(str(self.run_dir / 'tensorboard'))
-
-
-def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """Return the metrics of a run, one dict per update; a line cut short by a kill is left out."""
-    file = Path(run_dir) / 'metrics.jsonl'
-    if not file.is_file():
-        raise UserError(f'{run_dir} holds no metrics.jsonl; is it the folder of a run?')
-    rows = []
-    for line in file.read_text(encoding='utf-8').splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        rows.append({k: math.nan if v is None else v for k, v in row.items()})
-    return rows
+        self._folder.prune(what, self.config.keep_checkpoints)

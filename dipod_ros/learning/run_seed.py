@@ -6,7 +6,7 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
-from dipod_ros.learning.run import STATE
+from dipod_ros.learning.run_folder import STATE
 from dipod_ros.learning.state_io import load_info
 
 

@@ -23,7 +23,7 @@ REASONS = {
     'duplicates': 'repeat numbers of their actor; is another program publishing as it?',
     'lost': 'are of episodes with a gap; records get lost on replay',
     'invalid': 'are no decisions of this policy; is another program publishing on replay?',
-    'interrupted': 'were not executed as sampled, or no outcome came in time; see the policy server',
+    'interrupted': 'were not executed as sampled, or had no outcome in time; see the policy server',
     'incomplete': 'are of episodes without beginning or end; does outcome tell of each end?',
     'stale': 'are of policies too old or unknown; the server must act with a flow of this run',
 }

@@ -83,7 +83,8 @@ class Trainer(Node):
         with self._wake:
             self._wake.notify()
         self._worker.join(timeout=30.0)
-        self._run.close()
+        if not self._worker.is_alive():  # it may still write: the folder is its own until the end
+            self._run.close()
 
     # The executor's thread: store and return.
 
@@ -117,6 +118,8 @@ class Trainer(Node):
             request_exit(EXIT_BUG, f'learning failed: {type(error).__name__}: {error}')
 
     def _learn_until_finished(self) -> None:
+        # A run that was ended during its last distillation has but that to do.
+        self._finish_at_max_updates()
         while not self._stop.is_set():
             self._drain()
             if self._finish.is_set():
@@ -202,9 +205,12 @@ class Trainer(Node):
         updates = self._run.learner.updates
         if self.params.student == 'every_n' and updates % self.params.student_every == 0:
             self._distil()
-        if self.params.max_updates and updates >= self.params.max_updates:
-            self._finish.set()
+        self._finish_at_max_updates()
         self._publish_status()
+
+    def _finish_at_max_updates(self) -> None:
+        if self.params.max_updates and self._run.learner.updates >= self.params.max_updates:
+            self._finish.set()
 
     def _distil(self) -> None:
         self._set_state('distilling')
@@ -222,6 +228,8 @@ class Trainer(Node):
             # Also after a fresh one: from scratch it is a little nearer to its teacher.
             if self._run.has_observations:
                 self._distil()
+            if self._stop.is_set():
+                return  # what there is now may be the student of an older version
             if self._student is not None:
                 # From here on the robot acts with the student; what it records is not learned from.
                 self._announce(self._checkpoint_pub, self._student)

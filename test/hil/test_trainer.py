@@ -338,6 +338,36 @@ def test_finish_distils_a_student_and_hands_over(start, actor):
     assert not actor.call('finish').success
 
 
+def test_a_run_that_had_all_its_updates_goes_on_with_its_student_alone(start, actor):
+    trainer = start(max_updates=1, student_train_steps=1_000_000)
+    actor.wait_connected()
+    actor.act()
+    actor.wait(lambda: actor.statuses and actor.statuses[-1]['state'] == 'distilling')
+    trainer.stop(signal.SIGKILL)
+    actor.checkpoints.clear()
+    actor.statuses.clear()
+    start(max_updates=1)
+    actor.wait(lambda: [s for s in actor.statuses if s['state'] == 'finished'])
+    assert actor.statuses[-1]['resumed'] and actor.statuses[-1]['updates'] == 1
+    actor.wait(lambda: actor.checkpoints and actor.checkpoints[-1]['kind'] == 'student')
+    student = ckpt.read_manifest(actor.checkpoints[-1]['path'])
+    assert student.version == 1
+
+
+def test_an_end_that_is_interrupted_hands_nothing_over(start, actor):
+    """There is a student, but the one that the robot would act with is not made yet."""
+    trainer = start(student='fresh', student_fresh_steps=5, student_train_steps=1_000_000)
+    actor.wait_connected()
+    actor.act()
+    actor.wait(lambda: actor.students and actor.checkpoints)
+    assert actor.call('finish').success
+    actor.wait(lambda: actor.statuses[-1]['state'] == 'distilling')
+    assert trainer.stop() == 0
+    time.sleep(1.0)  # what was published at the very end is on its way
+    assert 'finished' not in [s['state'] for s in actor.statuses]
+    assert [c['kind'] for c in actor.checkpoints] == ['flow']
+
+
 def test_students_are_made_beside_learning(start, actor):
     start(student='every_n', student_every=1)
     actor.wait_connected()

@@ -150,7 +150,15 @@ RUN = RunConfig(
 @pytest.fixture
 def open_run(make_policy, tmp_path):
     make_policy().save(tmp_path / 'initial')
-    return lambda config=RUN: TrainingRun(tmp_path / 'run', tmp_path / 'initial', config)
+    opened = []
+
+    def open_run(config=RUN):
+        for run in opened:
+            run.close()
+        opened.append(TrainingRun(tmp_path / 'run', tmp_path / 'initial', config))
+        return opened[-1]
+
+    return open_run
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 from dipod_ros.learning import parallel  # noqa: E402
 
+NAMES = ('1-0', '2-0', '2-1')
 WORKER = Path(__file__).with_name('parallel_worker.py')
 
 
@@ -25,8 +26,8 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def launch(processes, *arguments):
-    """Run the worker in `processes` processes, all on this machine."""
+def launch(processes, *arguments, fails=False):
+    """Run the worker in `processes` processes, all on this machine; return what they say."""
     command = [sys.executable]
     if processes > 1:
         command += ['-m', 'torch.distributed.run', f'--nproc-per-node={processes}', '--nnodes=1']
@@ -39,16 +40,16 @@ def launch(processes, *arguments):
         text=True,
         timeout=100,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert (done.returncode != 0) == fails, done.stderr[-3000:]
+    return done.stderr
 
 
 def test_two_processes_learn_what_one_learns(make_policy, tmp_path):
     make_policy().save(tmp_path / 'start')
     launch(1, tmp_path / 'start', tmp_path)
     launch(2, tmp_path / 'start', tmp_path)
-    names = ['1-0', '2-0', '2-1']
-    rows = [json.loads((tmp_path / f'{n}.json').read_text()) for n in names]
-    weights = [load_file(tmp_path / f'{n}.safetensors') for n in names]
+    rows = [json.loads((tmp_path / f'{n}.json').read_text()) for n in NAMES]
+    weights = [load_file(tmp_path / f'{n}.safetensors') for n in NAMES]
     start = make_policy().state_dict()
     for name, alone in weights[0].items():
         # Sums in another order: round-off, which Adam's division makes visible in small gradients.
@@ -73,6 +74,39 @@ def test_two_processes_keep_the_same_q_critic(make_policy, tmp_path):
     assert any((first[n] - start[n]).abs().max() > 1e-3 for n in start)
 
 
+def test_a_process_without_a_row_takes_part_all_the_same(make_policy, tmp_path):
+    """4 decisions in 4 minibatches are one row each, and the first process takes all of them."""
+    make_policy().save(tmp_path / 'start')
+    for processes in (1, 2):
+        launch(processes, tmp_path / 'start', tmp_path, 'few')
+    alone, first, second = (json.loads((tmp_path / f'{n}.json').read_text()) for n in NAMES)
+    assert first == second
+    for one, two in zip(alone, first, strict=True):
+        assert one.keys() == two.keys()
+        assert two == pytest.approx(one, rel=1e-3, abs=1e-4)
+
+
+def test_processes_with_folders_of_their_own_go_on_with_the_run_of_the_first(make_policy, tmp_path):
+    """As on two machines of which the second one has never seen the run."""
+    make_policy().save(tmp_path / 'start')
+    launch(1, tmp_path / 'start', tmp_path, 'run')
+    launch(2, tmp_path / 'start', tmp_path, 'run')
+    first, second = (load_file(tmp_path / f'2-{rank}.safetensors') for rank in (0, 1))
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    rows = [json.loads((tmp_path / f'2-{rank}.json').read_text()) for rank in (0, 1)]
+    assert [[r['updates'] for r in part] for part in rows] == [[4, 5, 6]] * 2
+    assert not (tmp_path / 'run-1').exists()  # it has nothing to read or write there
+
+
+def test_processes_that_hold_different_things_end_with_the_reason(make_policy, tmp_path):
+    """Gradients of different episodes would add up without any error."""
+    make_policy().save(tmp_path / 'start')
+    errors = launch(2, tmp_path / 'start', tmp_path, 'run,uneven', fails=True)
+    assert 'have another number of decisions each (90 | 91)' in errors
+    errors = launch(2, tmp_path / 'start', tmp_path, 'run,settings', fails=True)
+    assert 'have another settings each' in errors
+
+
 def test_the_group_takes_tensors_of_the_cpu_where_a_gpu_is_seen(monkeypatch):
     """Learning moves nothing to a GPU, so its gradients must meet in main memory."""
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
@@ -91,5 +125,7 @@ def test_alone_nothing_is_shared():
     assert torch.equal(parallel.share(index), index)
     assert (parallel.rank(), parallel.world_size()) == (0, 1)
     assert parallel.sum_values({'a': 1.5}) == {'a': 1.5}
+    assert parallel.gather(b'x') == [b'x'] and parallel.broadcast(b'x') == b'x'
+    parallel.require_same({'updates': 1})
     parallel.join()
     assert parallel.world_size() == 1

@@ -363,9 +363,7 @@ def spoil(changes):
         (spoil({'step': 1}), {'incomplete': 9}),
     ],
 )
-def test_what_nothing_can_be_learned_from_is_counted_until_something_can(
-    assembler, decisions, why
-):
+def test_what_nothing_can_be_learned_from_is_counted_until_something_can(assembler, decisions, why):
     feed(assembler, decisions)
     assert assembler.take(1, 9, only_new) is None
     got = +assembler.unusable

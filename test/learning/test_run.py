@@ -3,6 +3,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +18,8 @@ from dipod_ros.learning.algorithms.dipod import DipodConfig  # noqa: E402
 from dipod_ros.learning.collapse import HealthConfig  # noqa: E402
 from dipod_ros.learning.critic import CriticConfig  # noqa: E402
 from dipod_ros.learning.learner_state import LearnerConfig  # noqa: E402
-from dipod_ros.learning.run import RunConfig, TrainingRun, read_metrics  # noqa: E402
+from dipod_ros.learning.run import RunConfig, TrainingRun  # noqa: E402
+from dipod_ros.learning.run_log import read_metrics  # noqa: E402
 from dipod_ros.learning.students.distill import DistillConfig  # noqa: E402
 from dipod_ros.policy import checkpoint as ckpt  # noqa: E402
 from dipod_ros.policy.flow import load_policy  # noqa: E402
@@ -49,8 +52,16 @@ def initial(make_policy, tmp_path):
 
 @pytest.fixture
 def open_run(initial, tmp_path):
-    """Return a function that opens the run in the folder `run`."""
-    return lambda config=QUICK: TrainingRun(tmp_path / 'run', initial, config)
+    """Return a function that opens the run in the folder `run`, and ends the one before."""
+    opened = []
+
+    def open_run(config=QUICK):
+        for run in opened:
+            run.close()
+        opened.append(TrainingRun(tmp_path / 'run', initial, config))
+        return opened[-1]
+
+    return open_run
 
 
 @pytest.fixture
@@ -188,7 +199,9 @@ def test_a_checkpoint_half_deleted_by_a_kill_does_not_stop_the_run(
 
 
 def test_a_folder_of_another_run_is_refused(open_run, improve, make_policy, tmp_path):
-    improve(open_run())
+    run = open_run()
+    improve(run)
+    run.close()
     make_policy(seed=1).save(tmp_path / 'other')
     with pytest.raises(UserError, match='another checkpoint') as error:
         TrainingRun(tmp_path / 'run', tmp_path / 'other', QUICK)
@@ -196,6 +209,40 @@ def test_a_folder_of_another_run_is_refused(open_run, improve, make_policy, tmp_
     (tmp_path / 'run' / 'run.json').write_text('{')
     with pytest.raises(UserError, match='another checkpoint'):
         open_run()
+
+
+def test_a_folder_in_which_another_process_learns_is_refused(open_run, initial, tmp_path):
+    run = open_run()
+    open_another = (
+        'import sys; from pathlib import Path; from dipod_ros.errors import UserError\n'
+        'from dipod_ros.learning.run import RunConfig, TrainingRun\n'
+        'try: TrainingRun(Path(sys.argv[1]), Path(sys.argv[2]), RunConfig(tensorboard=False))\n'
+        'except UserError as error: print(error)\n'
+        'else: print("opened")'
+    )
+
+    def another():
+        command = [sys.executable, '-c', open_another, str(tmp_path / 'run'), str(initial)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert another() == (
+        f'run_dir {tmp_path / "run"} is in use: another process learns there; end it, or give '
+        'another run_dir\n'
+    )
+    run.close()
+    assert another() == 'opened\n'
+    open_run()  # which ended with that process
+
+
+def test_a_run_that_could_not_be_opened_leaves_the_folder_free(open_run, improve, tmp_path):
+    improve(open_run())
+    state = tmp_path / 'run' / 'learner.safetensors'
+    whole = state.read_bytes()
+    state.write_bytes(b'rubbish')
+    with pytest.raises(UserError, match='training state') as kept:
+        open_run()
+    state.write_bytes(whole)
+    assert open_run().resumed and kept
 
 
 def test_learning_does_not_start_from_a_student(make_policy, tmp_path):

@@ -3,7 +3,7 @@
 
 import torch
 
-from dipod_ros.learning.run import STATE
+from dipod_ros.learning.run_folder import STATE
 from dipod_ros.learning.run_seed import seed_of_run
 from dipod_ros.learning.state_io import save_state
 

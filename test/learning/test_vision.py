@@ -205,6 +205,7 @@ def test_students_and_updates_keep_the_eyes(policy, make_rollout, tmp_path):
     assert any(name.startswith('net.') for name in changed)
     assert_same_eyes(policy, load_policy(run.latest.path))
     assert_same_eyes(policy, load_policy(run.student.path))
+    run.close()
     again = TrainingRun(
         tmp_path / 'run', tmp_path / 'initial', RunConfig(fresh=FreshConfig(), tensorboard=False)
     )
