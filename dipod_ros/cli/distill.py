@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
     from tqdm import tqdm
 
+    from dipod_ros.errors import UserError
     from dipod_ros.learning.rollout import collect_episodes
     from dipod_ros.learning.seeding import numpy_rng
     from dipod_ros.learning.students.distill import DistillConfig, distill
@@ -54,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     from dipod_ros.sim.vector_env import ChunkVectorEnv
 
     set_threads(args.threads)
+    if min(args.steps, args.episodes) < 1:
+        raise UserError('--steps and --episodes must be at least 1')
     out = Path(args.out)
     if out.exists() and not args.overwrite:
         raise ckpt.CheckpointError(f'{out} exists already; choose another --out or add --overwrite')

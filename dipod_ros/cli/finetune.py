@@ -82,7 +82,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='fresh: one follows with every checkpoint (default %(default)s)',
     )
     parser.add_argument('--eval-episodes', type=int, default=512, help='default %(default)s')
-    parser.add_argument('--seed', type=int, default=0, help='default %(default)s')
+    parser.add_argument(
+        '--seed',
+        type=int,
+        default=0,
+        help='default %(default)s; -1 draws one for a new run, and keeps that of a run that goes on',
+    )
     add_threads_argument(parser)
     add_json_argument(parser)
 
@@ -103,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
     from dipod_ros.learning.rollout import collect_episodes
     from dipod_ros.learning.run import RunConfig, TrainingRun
     from dipod_ros.learning.run_log import read_metrics
+    from dipod_ros.learning.run_seed import seed_of_run
     from dipod_ros.learning.seeding import numpy_rng
     from dipod_ros.learning.students.fresh_student import FreshConfig
     from dipod_ros.learning.vision import see_with
@@ -114,6 +120,11 @@ def run(args: argparse.Namespace) -> int:
     parallel.join()
     if min(args.episodes, args.control_steps, args.eval_episodes) < 1:
         raise UserError('--episodes, --control-steps and --eval-episodes must be at least 1')
+    if args.seed < -1:
+        raise UserError(f'--seed must be at least -1, got {args.seed}')
+    drawn = args.seed < 0
+    # Several processes would draw several: the first one's is for all.
+    args.seed = int(parallel.broadcast(str(seed_of_run(Path(args.run_dir), args.seed)).encode()))
     config = LearnerConfig(
         algorithm=InterleavedConfig(
             beta=args.beta,
@@ -146,6 +157,8 @@ def run(args: argparse.Namespace) -> int:
     see_with(env, learner.policy)
     start = time.monotonic()
     silent = parallel.rank() > 0
+    if drawn and not silent:
+        print(f'seed {args.seed} ({"of the resumed run" if training.resumed else "drawn"})')
     with tqdm(total=args.control_steps, unit='step', desc='learning', disable=silent) as bar:
         bar.update(min(learner.control_steps, args.control_steps))
         while learner.control_steps < args.control_steps:

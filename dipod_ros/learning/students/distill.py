@@ -48,8 +48,13 @@ class DistillConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.pairs < 1:
-            raise UserError(f'pairs must be at least 1, got {self.pairs}')
+        for name in ('train_steps', 'pairs', 'batch'):
+            if not getattr(self, name) >= 1:
+                raise UserError(f'{name} must be at least 1, got {getattr(self, name)}')
+        if not self.learning_rate > 0:
+            raise UserError(f'learning_rate must be above 0, got {self.learning_rate}')
+        if not 0 <= self.ema < 1:
+            raise UserError(f'ema must be at least 0 and below 1, got {self.ema}')
         if not 0 <= self.on_grid <= 1:
             raise UserError(f'on_grid must be within 0..1, got {self.on_grid}')
         check_method(self.method, self.solver)
