@@ -86,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--seed',
         type=int,
         default=0,
-        help='default %(default)s; -1 draws one for a new run, and keeps that of a run that goes on',
+        help='-1 draws one for a new run, and keeps that of a resumed one (default %(default)s)',
     )
     add_threads_argument(parser)
     add_json_argument(parser)

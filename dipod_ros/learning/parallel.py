@@ -81,7 +81,7 @@ def require_same(values: Mapping[str, str | int]) -> None:
         found = [row[name] for row in rows]
         if len(set(found)) > 1:
             raise UserError(
-                f'processes that learn together have another {name} each '
+                f'processes that learn together differ in {name} '
                 f'({" | ".join(map(str, found))}): start them with the same arguments and files'
             )
 

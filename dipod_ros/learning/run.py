@@ -120,9 +120,7 @@ class TrainingRun:
         UpdateStopped is raised and neither the learner nor the folder has changed. Processes that
         learn together must have the same rollout: UserError when theirs differ in length.
         """
-        parallel.require_same(
-            {'number of updates': self.learner.updates, 'number of decisions': len(rollout)}
-        )
+        parallel.require_same({'updates': self.learner.updates, 'decisions': len(rollout)})
         before = self.learner.version
         mismatch = self.learner.mismatch(rollout)
         metrics = self.learner.update(rollout, stop)

@@ -320,7 +320,7 @@ def test_an_update_that_no_memory_holds_is_an_error_that_names_the_parameter(spe
     assert assembler.take(5, 8, only_new).episodes == 5
 
 
-@pytest.mark.parametrize('far', [10**18, MAX_GAP + 9])
+@pytest.mark.parametrize('far', [10**15, MAX_GAP + 9])
 def test_one_absurd_number_makes_no_duplicates_of_what_follows(assembler, far):
     feed(assembler, [*episode_of(2), decision(0, seq=far, episode=5)])
     for e in range(1, 4):
@@ -332,7 +332,7 @@ def test_one_absurd_number_makes_no_duplicates_of_what_follows(assembler, far):
     assert rollout.observations[:, 1].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
-@pytest.mark.parametrize(('first', 'then'), [(0, 10**6), (10**18, 0)])
+@pytest.mark.parametrize(('first', 'then'), [(0, 10**6), (10**15, 0)])
 def test_numbers_that_go_on_far_away_are_believed_from_the_second_on(assembler, first, then):
     """After hours without the network, or where the first record was the absurd one."""
     feed(assembler, episode_of(2, first_seq=first))
