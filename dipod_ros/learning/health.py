@@ -8,7 +8,7 @@ said in collapse.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -69,6 +69,7 @@ def elbo_gap_nats(
     actions: int = 2048,
     fit_steps: int = 100,
     batch: int = 512,
+    between: Callable[[], None] = lambda: None,
 ) -> float:
     """Estimate the on-policy gap E[log pi(a) - ELBO(a)] in nats, without any likelihood.
 
@@ -81,7 +82,8 @@ def elbo_gap_nats(
     bound of the gap, and 0 when the copy finds nothing to improve. In 35 dimensions it is a loose
     one: it follows growth, but a cloned policy's 10 nats show as 2 (see docs/drift.md, and
     `drift.report.executed_gap` for the gap itself at the same cost). Never read it without the
-    action std: a collapsed policy has a small gap too.
+    action std: a collapsed policy has a small gap too. `between` is called before each step of the
+    fit; what it raises ends it.
     """
     with torch.no_grad():
         index = torch.randint(len(observations), (actions,), generator=generator)
@@ -111,6 +113,7 @@ def elbo_gap_nats(
         start = float(weighted(policy, rows, probe))
     best = start
     for step in range(fit_steps):
+        between()
         pick = torch.randint(held_out, actions, (batch,), generator=generator)
         loss = weighted(fitted, pick, draw(batch, 1))
         optimizer.zero_grad()

@@ -17,6 +17,7 @@ import torch
 
 from dipod_ros.learning.algorithms.base import (
     Batch,
+    UpdateStopped,
     root_mean_square,
     run_epochs,
 )
@@ -94,7 +95,7 @@ class Learner(LearnerState):
         before = self.snapshot()
         moved = self._learn_actions(batch, rollout, stop, metrics)
         self._judge(batch.observations, before, moved, metrics)
-        self._measure_gap(batch.observations, metrics)
+        self._measure_gap(batch.observations, stop, metrics)
         self.algorithm.observe(metrics)
         metrics |= self.algorithm.state()
         self.updates += 1
@@ -199,19 +200,33 @@ class Learner(LearnerState):
         elif self.wide is None:
             self.wide = before
 
-    def _measure_gap(self, observations: torch.Tensor, metrics: dict[str, float]) -> None:
+    def _measure_gap(
+        self, observations: torch.Tensor, stop: Callable[[], bool], metrics: dict[str, float]
+    ) -> None:
+        """Measure the gap, unless it is time to stop: what was learned is kept without it."""
         every = self.config.gap_every
         if not (every and self.updates % every == 0 and self.algorithm.keeps_flow):
             return
         rng = self._rng('gap')
         exact = self.policy.spec.sampler.deterministic
-        if not exact:
-            metrics['elbo_gap_nats'] = elbo_gap_nats(self.policy, observations, rng)
-        else:
-            # The gap itself, in a quarter of the time that the fit of a lower bound takes.
-            actions = ADAPT_ACTIONS if self.algorithm.adapts_to_gap else GAP_ACTIONS
-            gap = executed_gap(self.policy, observations, rng, actions=actions)
-            metrics['exact_gap_nats'] = gap.mean
+
+        def between() -> None:
+            if stop():
+                raise UpdateStopped
+
+        try:
+            if not exact:
+                gap = elbo_gap_nats(self.policy, observations, rng, between=between)
+                metrics['elbo_gap_nats'] = gap
+            else:
+                # The gap itself, in a quarter of the time that the fit of a lower bound takes.
+                actions = ADAPT_ACTIONS if self.algorithm.adapts_to_gap else GAP_ACTIONS
+                estimate = executed_gap(
+                    self.policy, observations, rng, actions=actions, between=between
+                )
+                metrics['exact_gap_nats'] = estimate.mean
+        except UpdateStopped:
+            log.info('update %d: asked to stop, its gap was not measured', self.updates)
 
     def mismatch(self, rollout: Rollout, limit: int = 64) -> float:
         """Return the largest |chunk executed - chunk this learner computes| (rad) for same noise.

@@ -382,7 +382,7 @@ def test_metrics_tell_what_came_in(make_policy, make_rollout):
     assert 'elbo_gap_nats' not in row
 
 
-@pytest.mark.parametrize(
+GAPS = pytest.mark.parametrize(
     'sampler, target, names',
     [
         (None, 0.0, ['exact_gap_nats']),
@@ -391,6 +391,25 @@ def test_metrics_tell_what_came_in(make_policy, make_rollout):
         (SamplerSpec('sde', 5), 0.0, ['elbo_gap_nats']),
     ],
 )
+
+
+@GAPS
+def test_a_gap_that_is_not_measured_for_lack_of_time_takes_nothing_of_the_update(
+    make_policy, make_rollout, sampler, target, names
+):
+    algorithm = replace(QUICK.algorithm, gap_target=target)
+    settings = replace(QUICK, algorithm=algorithm)
+    policy = make_policy(sampler=sampler)
+    kept, free = (Learner(policy, replace(settings, gap_every=n)) for n in (1, 0))
+    rollout = make_rollout(policy)
+    asked = iter([False] * (QUICK.algorithm.epochs + 1))  # by each epoch, and where the gap begins
+    row = kept.update(rollout, stop=lambda: next(asked, True))
+    assert not set(names) & row.keys()
+    assert row == pytest.approx(free.update(rollout), nan_ok=True) and kept.version == 1
+    assert_same_state(kept, free)
+
+
+@GAPS
 def test_the_gap_is_estimated_every_so_often(make_policy, make_rollout, sampler, target, names):
     algorithm = replace(QUICK.algorithm, gap_target=target)
     settings = replace(QUICK, gap_every=2, algorithm=algorithm)
