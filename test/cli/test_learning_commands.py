@@ -138,6 +138,18 @@ def test_finetune_learns_keeps_its_run_and_goes_on_with_it(at, quick_q):
     assert [row['updates'] for row in told['curve']] == list(range(1, len(steps) + 1))
 
 
+def test_finetune_draws_a_seed_for_a_run_and_keeps_it_when_it_goes_on(at, capsys):
+    words = ('--episodes', 2, '--epochs', 1, '--gap-every', 0, '--eval-episodes', 2)
+    words += ('--student', 'off', '--no-q-critic', '--seed', -1, '--run-dir', 'ft_drawn')
+    told = []
+    for steps, of in ((100, 'drawn'), (200, 'of the resumed run')):
+        command = ('finetune', 'flow', *words, '--control-steps', steps, '--json', 'drawn.json')
+        assert run(*command) == 0
+        told.append(json.loads(Path('drawn.json').read_text())['config']['seed'])
+        assert f'seed {told[-1]} ({of})' in capsys.readouterr().out
+    assert told[0] == told[1] >= 0
+
+
 def test_finetune_keeps_demonstrations_in_the_batch(at, quick_q):
     words = ('--episodes', 4, '--epochs', 1, '--gap-every', 0, '--eval-episodes', 4)
     words += ('--control-steps', 400, '--student', 'off', '--demo-weight', 0.5, '--demo-decay', 0.9)
@@ -202,6 +214,8 @@ def test_inspect_shows_joints_limits_and_lineage(at, capsys):
         ),
         (('distill', 'nobody', '--out', 'x'), "no checkpoint 'nobody'"),
         (('distill', 'flow', '--out', 'student'), 'exists already'),
+        (('distill', 'flow', '--out', 'x', '--steps', 0), '--steps and --episodes must be'),
+        (('distill', 'flow', '--out', 'x', '--episodes', 0), '--steps and --episodes must be'),
         (('distill', 'flow', '--out', 'x', '--sampler', 'sde-2'), 'deterministic sampler'),
         (('eval', 'flow', '--samplers', 'euler'), 'SOLVER-STEPS'),
         (('eval', 'flow', '--episodes', 0), '--episodes must be at least 1'),
@@ -228,6 +242,7 @@ def test_inspect_shows_joints_limits_and_lineage(at, capsys):
         (('demo', '--updates', 0), '--eval-episodes and --updates must be at least 1'),
         (('demo', '--params-file', 'no.yaml'), '--params-file no.yaml: there is no such file'),
         (('finetune', 'flow', '--run-dir', 'x', '--eval-episodes', 0), '--eval-episodes must be'),
+        (('finetune', 'flow', '--run-dir', 'x', '--seed', -2), '--seed must be at least -1'),
     ],
 )
 def test_mistakes_are_one_line_that_says_what_to_change(at, capsys, words, reason):

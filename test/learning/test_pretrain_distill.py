@@ -133,6 +133,15 @@ def test_distilling_on_nothing_is_refused(teacher):
         distill(teacher, np.empty((0, 1)), DistillConfig())
 
 
+@pytest.mark.parametrize(
+    'settings',
+    [{'train_steps': 0}, {'batch': 0}, {'learning_rate': 0.0}, {'pairs': 0}, {'ema': 1.0}],
+)
+def test_a_student_that_would_learn_nothing_is_refused(settings):
+    with pytest.raises(UserError, match=f'^{next(iter(settings))} must be'):
+        DistillConfig(**settings)
+
+
 @pytest.mark.parametrize('share', [-0.1, 1.1])
 def test_a_share_is_between_none_and_all(share):
     with pytest.raises(UserError, match='on_grid'):
