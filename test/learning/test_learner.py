@@ -398,9 +398,9 @@ def test_a_gap_that_is_not_measured_for_lack_of_time_takes_nothing_of_the_update
     make_policy, make_rollout, sampler, target, names
 ):
     algorithm = replace(QUICK.algorithm, gap_target=target)
-    settings = replace(QUICK, algorithm=algorithm)
     policy = make_policy(sampler=sampler)
-    kept, free = (Learner(policy, replace(settings, gap_every=n)) for n in (1, 0))
+    kept = Learner(policy, replace(QUICK, algorithm=algorithm, gap_every=1))
+    free = Learner(policy, QUICK)
     rollout = make_rollout(policy)
     asked = iter([False] * (QUICK.algorithm.epochs + 1))  # by each epoch, and where the gap begins
     row = kept.update(rollout, stop=lambda: next(asked, True))
