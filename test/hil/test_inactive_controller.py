@@ -125,8 +125,10 @@ def test_the_simulated_controller_finds_no_violation(stack, interface, rate_hz):
     assert np.abs(held - ROBOT.home).max() > 0.2  # it was on its way
     listener.wait(lambda: following(listener) == 1)
     streams, _ = listener.wait(
-        lambda: 'does not follow: joint' in listener.diagnostics['streams'][0].message
-        and listener.diagnostics['streams']
+        lambda: (
+            'does not follow: joint' in listener.diagnostics['streams'][0].message
+            and listener.diagnostics['streams']
+        )
     )
     assert 'following_rad 0.1' in streams.message
     listener.wait(lambda: time_s(listener) > INACTIVE_S[1])
