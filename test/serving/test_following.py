@@ -203,6 +203,6 @@ def test_a_server_that_holds_such_an_arm_can_be_stopped(make_arm, interface):
     run_until(arm, lambda: stopped(arm))
     arm.run(12)
     arm.loop.stop()
-    run_until(arm, lambda: arm.loop.stopped, periods=60)
+    run_until(arm, lambda: arm.loop.stopped, periods=round(arm.loop.stopping_s / DT))
     if interface == 'position':
         assert_smooth(arm.setpoints, arm.bench.limits)
