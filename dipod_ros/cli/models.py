@@ -29,6 +29,7 @@ class Recipe:
     student: str = 'euler-1'
     pretrain_steps: int = 4500
     student_steps: int = 1200
+    student_episodes: int = 0  # of the teacher, to distil on; 0 leaves it to `dipod distill`
     seed: int = 0
     encoder_steps: int = 0
     about: str = ''  # what the flow's card says of it, in place of ABOUT
@@ -110,6 +111,7 @@ def _commands(
     """Return the command lines, without `dipod`, that make the models of a task."""
     seed = ['--seed', str(recipe.seed)]
     looking = ['--encoder-steps', str(recipe.encoder_steps)] if recipe.encoder_steps else []
+    taught = ['--episodes', str(recipe.student_episodes)] if recipe.student_episodes else []
     return (
         ['demos', task, '--episodes', str(recipe.demonstrations), *seed],
         [
@@ -119,7 +121,8 @@ def _commands(
         [
             'distill', str(flow), '--out', str(student), '--sampler', recipe.student,
             # A reflow student may be sampled with more steps than its own: the card shows it.
-            '--method', 'reflow', '--steps', str(recipe.student_steps), *seed, '--overwrite',
+            '--method', 'reflow', '--steps', str(recipe.student_steps), *taught, *seed,
+            '--overwrite',
         ],
     )  # fmt: skip
 

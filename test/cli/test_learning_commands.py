@@ -13,6 +13,7 @@ import pytest
 from dipod_ros.cli.main import main
 from dipod_ros.learning import q_critic
 from dipod_ros.learning.demonstrations.dataset import Demonstrations
+from dipod_ros.learning.students import distill as students
 from dipod_ros.policy import checkpoint as ckpt
 from dipod_ros.policy.flow import FlowPolicy
 
@@ -32,7 +33,10 @@ def made(tmp_path_factory):
         data = 'runs/demos/reach.safetensors'
         small = ('--width', 16, '--depth', 2, '--steps', 30, '--batch', 16)
         assert run('pretrain', data, '--out', 'flow', *small, '--json', 'pretrain.json') == 0
-        assert run('distill', 'flow', '--out', 'student', '--steps', 5, '--episodes', 4) == 0
+        with pytest.MonkeyPatch.context() as patch:
+            few = partial(students.DistillConfig, pairs=512)
+            patch.setattr(students, 'DistillConfig', few)
+            assert run('distill', 'flow', '--out', 'student', '--steps', 5, '--episodes', 4) == 0
     finally:
         os.chdir(before)
     return folder

@@ -2,6 +2,7 @@
 """`dipod models` makes flow, student and cards in one go, and goes on where it was interrupted."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ import pytest
 from dipod_ros.cli import distill, models
 from dipod_ros.cli._models_journal import Journal
 from dipod_ros.cli.main import main
+from dipod_ros.learning.students import distill as students
 from dipod_ros.policy import checkpoint as ckpt
 
-SMALL = models.Recipe(demonstrations=4, pretrain_steps=3, student_steps=2)
+SMALL = models.Recipe(demonstrations=4, pretrain_steps=3, student_steps=2, student_episodes=8)
 
 
 @pytest.fixture
@@ -21,6 +23,8 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setitem(models.RECIPES, 'reach', SMALL)
     monkeypatch.setattr(models, 'FLOW_SAMPLERS', ('euler-1', 'midpoint-5'))
     monkeypatch.setattr(models, 'STUDENT_SAMPLERS', ('euler-1',))
+    # The teacher's pairs are half of the time, however few steps learn from them.
+    monkeypatch.setattr(students, 'DistillConfig', partial(students.DistillConfig, pairs=512))
     return lambda: main(['models', 'reach', '--out', 'made', '--episodes', '8'])
 
 

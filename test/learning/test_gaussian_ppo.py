@@ -8,6 +8,7 @@ The example: log p - log p_old = (.1, -.3), A = (1.5, -2), clip .2, entropy 3, b
 
 import logging
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from method_checks import (  # noqa: E402
 )
 
 from dipod_ros.errors import UserError  # noqa: E402
+from dipod_ros.learning.algorithms import gaussian_ppo  # noqa: E402
 from dipod_ros.learning.algorithms.gaussian_ppo import (  # noqa: E402
     GaussianPolicy,
     GaussianPpoConfig,
@@ -129,7 +131,10 @@ def test_the_start_depends_on_its_seed_alone(make_policy, assert_same_weights):
         assert_same_weights(first, gaussian_start(flow, observations, 4, steps=5))
 
 
-def test_a_flow_given_to_the_learner_is_imitated_and_said_so(make_policy, gaussian, caplog):
+def test_a_flow_given_to_the_learner_is_imitated_and_said_so(
+    make_policy, gaussian, caplog, monkeypatch
+):
+    monkeypatch.setattr(gaussian_ppo, 'gaussian_start', partial(gaussian_start, steps=3))
     method = GaussianPpoConfig().build()
     own = method.start(gaussian)
     assert own is not gaussian and torch.equal(own.log_std, gaussian.log_std)

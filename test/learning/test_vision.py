@@ -3,6 +3,7 @@
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from eyes import SMALL, camera_stream  # noqa: E402
 
 from dipod_ros.errors import UserError  # noqa: E402
+from dipod_ros.learning.algorithms import gaussian_ppo  # noqa: E402
 from dipod_ros.learning.algorithms.dppo import DppoConfig  # noqa: E402
 from dipod_ros.learning.algorithms.gaussian_ppo import GaussianPpoConfig  # noqa: E402
 from dipod_ros.learning.algorithms.reinflow import ReinFlowConfig  # noqa: E402
@@ -231,7 +233,9 @@ def test_other_methods_keep_the_eyes_too(policy, make_rollout, tmp_path, config)
     [(GaussianPpoConfig(), 'a Gaussian policy'), (DppoConfig(fine_tuned_steps=2), 'two networks')],
     ids=['gaussian', 'late'],
 )
-def test_what_could_not_be_kept_is_not_begun(policy, tmp_path, config, text):
+def test_what_could_not_be_kept_is_not_begun(policy, tmp_path, config, text, monkeypatch):
+    short = partial(gaussian_ppo.gaussian_start, steps=3)
+    monkeypatch.setattr(gaussian_ppo, 'gaussian_start', short)
     policy.save(tmp_path / 'initial')
     learner = LearnerConfig(algorithm=config)
     with pytest.raises(UserError, match=text):
