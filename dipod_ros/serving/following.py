@@ -27,8 +27,10 @@ from dipod_ros.serving.observation import Sample
 from dipod_ros.serving.stillness import AGREE_RAD
 from dipod_ros.serving.timeline import TRAIL, Plan
 
-# The arm has to be elsewhere in so many joint states, one per control period: one may be odd.
+# The arm has to be elsewhere in so many joint states of as many control periods: one may be odd.
 PATIENCE = 3
+# In a world that puts the arm elsewhere, joint states may be there before the outcome that says so.
+PATIENCE_WITH_RESETS = 12
 # The tick of a joint state is the nearest one: the setpoint may have been that of the next, too.
 ROUNDING = 1
 # After a stop it is tried again this long (s) after the command was put where the arm is, twice as
@@ -57,16 +59,22 @@ class FollowingGuard:
     """Compares arm and command; remembers a stop until the arm may be tried again."""
 
     def __init__(
-        self, config: FollowingConfig, limits: JointLimits, dt: float, notices: Notices
+        self,
+        config: FollowingConfig,
+        limits: JointLimits,
+        dt: float,
+        notices: Notices,
+        patience: int = PATIENCE,
     ) -> None:
-        """Take the limits, the control period in seconds, and whom to tell."""
+        """Take the limits, the control period in seconds, whom to tell, and for how many to wait."""
+        self._patience = patience
         self._config, self._limits, self._dt, self._notices = config, limits, dt, notices
         self._window = math.ceil(config.lag_s / dt - 1e-9) + ROUNDING
         self._setpoints: dict[int, np.ndarray] = {}  # [A] rad by tick
         # Setpoints are remembered for as long as a joint state may be late, and the window besides.
         self._memory = self._window + TRAIL + math.ceil(1.0 / dt)
         self._last: Sample | None = None
-        self._strays = 0  # joint states in a row
+        self._strays: list[int] = []  # the ticks of joint states in a row
         self._began_tick = 0  # when it was tried again
         self._stops = 0  # that followed one another soon
         self._due_tick: int | None = None  # None: the command is not where the arm is
@@ -85,7 +93,7 @@ class FollowingGuard:
     def forget(self) -> None:
         """Forget the command, and a stop: the arm was put elsewhere, where the next one begins."""
         self._setpoints.clear()
-        self._strays, self._due_tick, self._stood = 0, None, None
+        self._strays, self._due_tick, self._stood = [], None, None
         self._go_on()
 
     def judge(self, sample: Sample, seen: int, tick: int) -> None:
@@ -97,8 +105,9 @@ class FollowingGuard:
         path = np.array([self._setpoints[k] for k in ticks if k in self._setpoints])
         away = np.maximum(sample.values - path.max(axis=0), path.min(axis=0) - sample.values)
         joint = int(np.argmax(away))
-        self._strays = self._strays + 1 if away[joint] > self._config.tolerance_rad else 0
-        if self._strays >= PATIENCE:
+        self._strays = [*self._strays, seen] if away[joint] > self._config.tolerance_rad else []
+        # After a stall of the machine several may be judged at once: they are one moment.
+        if len(set(self._strays)) >= self._patience:
             self._stop(joint, float(away[joint]), tick)
 
     def wants(self, position: np.ndarray, command: np.ndarray) -> bool:
@@ -123,14 +132,14 @@ class FollowingGuard:
 
     def resume(self, tick: int) -> None:
         """Note that the arm is tried again."""
-        self._began_tick, self._strays = tick, 0
+        self._began_tick, self._strays = tick, []
         self._go_on()
 
     def _stop(self, joint: int, away: float, tick: int) -> None:
         if (tick - self._began_tick) * self._dt > CALM_S:
             self._stops = 0
         self._stops += 1
-        self._strays, self._due_tick, self._stood = 0, None, None
+        self._strays, self._due_tick, self._stood = [], None, None
         self.stopped = True
         config = self._config
         self._notices.set(

@@ -21,7 +21,7 @@ from dipod_ros.serving.agent import Sampled
 from dipod_ros.serving.decisions import Outcome
 from dipod_ros.serving.episode_hold import RESET as WAITS_FOR_RESET
 from dipod_ros.serving.episode_hold import EpisodeHold
-from dipod_ros.serving.following import FollowingGuard
+from dipod_ros.serving.following import PATIENCE, PATIENCE_WITH_RESETS, FollowingGuard
 from dipod_ros.serving.forecast import TrackingLag, roll_forward
 from dipod_ros.serving.loop import Command, Decided, Loop
 from dipod_ros.serving.observation import Sample, StreamProblem
@@ -106,7 +106,8 @@ class RealTimeLoop(Loop):
         self._lags: deque[int] = deque(maxlen=LAG_WINDOW)  # what was reached in the last periods
         self.tracking = TrackingLag(len(self.safety.limits.joints), self.safety.dt)
         limits, dt = self.safety.limits, self.safety.dt
-        self.following = FollowingGuard(self.config.following, limits, dt, self.notices)
+        patience = PATIENCE_WITH_RESETS if self.config.reset_teleports else PATIENCE
+        self.following = FollowingGuard(self.config.following, limits, dt, self.notices, patience)
         self._still = Stillness(self.notices)
         self._vouched = False  # a world said where it put the arm, which stands there
         self._due_tick: int | None = None  # the first tick at which the next decision was due
@@ -397,7 +398,10 @@ class RealTimeLoop(Loop):
 
     def _take_up(self, joints: Sample) -> None:
         """Bring the command of an arm that did not follow to where the arm stands."""
-        if self._held != FOLLOWING or not (self._stands() and self._still.stands):
+        # A reset that puts the arm elsewhere forgets the stop, and where the command is.
+        if not self.following.stopped or self._held != FOLLOWING or self.timeline.plan is None:
+            return
+        if not (self._stands() and self._still.stands):
             return
         position, end = joints.values, self.timeline.command(self.tick)
         if self.following.wants(position, end) and self.start_place.allows(position):

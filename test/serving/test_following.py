@@ -9,6 +9,7 @@ from worlds import DT, START, assert_smooth, settled
 
 from dipod_ros.errors import UserError
 from dipod_ros.serving import safety
+from dipod_ros.serving.decisions import Outcome
 from dipod_ros.serving.following import FIRST_WAIT_S, PATIENCE, FollowingConfig
 from dipod_ros.serving.realtime import RealTimeLoop
 from dipod_ros.serving.speed import SpeedConfig, SpeedScale
@@ -148,6 +149,27 @@ def test_odd_joint_states_stop_nothing(make_arm):
         arm.powered, arm.position = True, true
         assert stopped(arm) == (odd == PATIENCE)
         arm.run(4)
+
+
+def test_a_simulated_arm_may_be_put_elsewhere_before_the_outcome_says_so(make_arm):
+    arm = make_arm('position', reset_teleports=True)
+    arm.run(8)
+    arm.controller.reset(START)
+    arm.position, arm.powered = START, False
+    arm.run(5)
+    arm.loop.on_outcome(Outcome(round(arm.clock.now * 1e9), 0, reset=True))
+    arm.powered = True
+    arm.run(20)
+    assert not stopped(arm)
+    # It does stop where it is not put elsewhere; what a reset comes upon then is forgotten.
+    arm.switch(active=False)
+    run_until(arm, lambda: stopped(arm))
+    arm.loop.on_outcome(Outcome(round(arm.clock.now * 1e9), 1, reset=True))
+    arm.switch(active=True)
+    arm.run(2, decide=False)
+    before = asked(arm)
+    arm.run(4)
+    assert asked(arm) > before and not arm.loop.following.stopped
 
 
 def test_it_can_be_switched_off(make_arm):
