@@ -66,7 +66,7 @@ class FollowingGuard:
         notices: Notices,
         patience: int = PATIENCE,
     ) -> None:
-        """Take the limits, the control period in seconds, whom to tell, and for how many to wait."""
+        """Take the limits, the control period in seconds, whom to tell, and how long to wait."""
         self._patience = patience
         self._config, self._limits, self._dt, self._notices = config, limits, dt, notices
         self._window = math.ceil(config.lag_s / dt - 1e-9) + ROUNDING
