@@ -63,8 +63,10 @@ class EStopInput:
         return response
 
     def _stop(self, reason: str) -> None:
-        if self._estop.latch(reason):
+        before, news = self._estop.reason, self._estop.latch(reason)
+        if self._estop.reason != before:
             self._on_change()
+        if news:
             self._node.get_logger().error(
                 f'e-stop ({reason}): braking; it stays until ~/reset_estop'
             )

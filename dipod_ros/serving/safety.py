@@ -59,30 +59,31 @@ class EStop:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._reason = ''
+        self._reasons: tuple[str, ...] = ()
 
     @property
     def latched(self) -> bool:
         """Whether motion is forbidden."""
-        return bool(self._reason)
+        return bool(self._reasons)
 
     @property
     def reason(self) -> str:
-        """Who latched it, '' while it is clear."""
-        return self._reason
+        """Who latched it, all of them in the order in which they did, '' while it is clear."""
+        return ', '.join(self._reasons)
 
     def latch(self, reason: str) -> bool:
         """Forbid motion; return True when it was allowed until now."""
+        reason = reason or 'requested'
         with self._lock:
-            news = not self._reason
-            if news:
-                self._reason = reason or 'requested'
+            news = not self._reasons
+            if reason not in self._reasons:
+                self._reasons = (*self._reasons, reason)
             return news
 
     def reset(self) -> bool:
         """Allow motion again; return True when it was forbidden."""
         with self._lock:
-            news, self._reason = bool(self._reason), ''
+            news, self._reasons = bool(self._reasons), ()
             return news
 
 

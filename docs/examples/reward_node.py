@@ -6,22 +6,26 @@
 
 Between episodes a policy server with `hold_between_episodes` waits; whoever resets the scene calls
 ~/begin when it is ready. Before the first one the e-stop does the same: start this node before the
-policy server becomes active.
+policy server becomes active. The first ~/begin releases that stop, where nobody stopped the arm
+before it or since; any other stop is for a person to release, and ~/begin says so.
 """
 
 import contextlib
+import json
 import math
 from array import array
 
 import rclpy
 from geometry_msgs.msg import PointStamped
 from rclpy.node import Node
-from rclpy.qos import qos_profile_sensor_data
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Float64MultiArray, MultiArrayDimension
+from std_msgs.msg import Float64MultiArray, MultiArrayDimension, String
 from std_srvs.srv import Trigger
 
 LABEL = 'stamp_s,episode,reward,success,terminated,truncated,reset'
+LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
+OURS = 'service ~/estop'  # how the policy server names a stop by its service
 
 
 class Reward(Node):
@@ -35,6 +39,8 @@ class Reward(Node):
         self.every_s = declare('every_s', 0.04).value  # outcomes: well below outcome_timeout_s
         self.episode, self.running, self.since_s, self.told_s = -1, False, 0.0, 0.0
         self.points, self.now_s = {}, None
+        self.stopped = None  # why the arm is stopped, '' where it is not; None before we know
+        self.ours = False  # whether it was us alone
         self.outcome = self.create_publisher(Float64MultiArray, 'outcome', 100)
         self.stop, self.go = (
             self.create_client(Trigger, f'policy_server/{name}')
@@ -50,22 +56,43 @@ class Reward(Node):
                 lambda msg, name=name: self.points.update({name: msg.point}),
                 qos_profile_sensor_data,
             )
-        self.stop.wait_for_service()
-        self.stop.call_async(Trigger.Request())  # nothing moves before the first ~/begin
+        listen(String, 'policy_server/status', self.on_status, LATCHED)
+
+    def on_status(self, msg):
+        """Keep why the arm is stopped; before the first ~/begin stop it, where nobody has."""
+        was, now = self.stopped, json.loads(msg.data)['estop_reason']
+        self.stopped = now
+        if was is None:
+            self.ours = not now
+            if self.ours:
+                self.stop.call_async(Trigger.Request())
+        elif was or now:  # until somebody releases it, or stops the arm as well
+            self.ours = self.ours and now == OURS
 
     def on_begin(self, _request, response):
         """Begin an episode: the scene is ready."""
-        response.success = not self.running and self.now_s is not None
-        if response.success:
-            if self.episode < 0:
-                self.go.call_async(Trigger.Request())
-            else:
-                self.tell(reset=True)
-            self.episode, self.running, self.since_s = self.episode + 1, True, self.now_s
-            self.points.clear()  # the goal of the episode before
-        state = 'is under way' if self.running else 'waits for joint states'
-        response.message = f'episode {self.episode} {state}'
+        problem = self.problem()
+        response.success, response.message = not problem, problem
+        if problem:
+            return response
+        if self.ours:
+            self.ours = False
+            self.go.call_async(Trigger.Request())
+        self.tell(reset=True)
+        self.episode, self.running, self.since_s = self.episode + 1, True, self.now_s
+        self.points.clear()  # the goal of the episode before
+        response.message = f'episode {self.episode} is under way'
         return response
+
+    def problem(self):
+        """Return why no episode can begin now, '' when one can."""
+        if self.running:
+            return f'episode {self.episode} is under way'
+        if self.now_s is None or self.stopped is None or (self.ours and not self.stopped):
+            return 'waits for joint states and for the policy server'
+        if self.stopped and not self.ours:
+            return f'the arm is stopped ({self.stopped}): /policy_server/reset_estop first'
+        return ''
 
     def on_joints(self, msg):
         """Go by the stamps of the joint states: outcomes are dated by them, by no other clock."""

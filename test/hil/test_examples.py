@@ -22,6 +22,7 @@ from geometry_msgs.msg import PointStamped  # noqa: E402
 from harness import Robot, Server, make_context  # noqa: E402
 from node_process import TIMEOUT_S, NodeProcess  # noqa: E402
 from sensor_msgs.msg import JointState  # noqa: E402
+from std_msgs.msg import Bool  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
 
 from dipod_ros.learning.replay import ReplayAssembler  # noqa: E402
@@ -128,6 +129,63 @@ def test_the_reward_node_makes_episodes_that_are_learned_from(arm, tmp_path):
     assert rollout.success.any() and set(rollout.returns.tolist()) <= {0.0, 1.0}
     figures = person.wait(lambda: person.figures and person.figures[-1])
     assert figures['limit_violations'] == 0, figures['last_violation']
+
+
+@pytest.mark.alone
+def test_the_reward_node_releases_no_stop_but_its_own_and_ends_a_wait(arm, tmp_path):
+    person, start = arm
+    limits = load_robot('arm7').limits
+    slow = {'slow_age_share': 1.0, 'hold_between_episodes': True, 'autostart': False}
+    nodes = start(
+        lambda: Server(tmp_path, limits, checkpoint='reach_flow', **slow),
+        lambda: Example(tmp_path, 'reward_node.py', '-p', 'seconds:=1.0'),
+    )
+    person.wait_status(estop_reason='service ~/estop')
+    person.estop.publish(Bool(data=True))  # a person, who did not know that it stands already
+    person.wait_status(estop_reason='service ~/estop, topic estop')
+    activate(person)
+    refused = refusal(person, 'is stopped')
+    assert 'topic estop): /policy_server/reset_estop first' in refused
+    assert person.status['estop'] and not person.records
+    release(person)
+    person.goal = GOALS[2]  # out of reach: the time runs out
+    begin(person)
+    person.wait_status(waiting_for='reset')
+    seen = len(person.records)
+    nodes[-1].stop()
+    start_again = Example(tmp_path, 'reward_node.py', '-p', 'seconds:=1.0')
+    nodes.append(start_again)
+    person.wait_status(estop_reason='service ~/estop')
+    begin(person)  # of the first episode that this process knows of
+    person.wait(lambda: len(person.records) > seen)
+    assert not person.status['estop']
+    # Of a stop that was there before it, it knows nothing.
+    person.wait_status(waiting_for='reset')
+    start_again.stop()
+    person.services_of = 'policy_server'
+    assert person.call('estop').success
+    person.services_of = 'reward'
+    nodes.append(Example(tmp_path, 'reward_node.py'))
+    assert 'service ~/estop): /policy_server/reset_estop first' in refusal(person, 'is stopped')
+    assert person.status['estop']
+
+
+def refusal(person, reason):
+    """Call ~/begin until it is refused for a reason; return its message."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        answer = person.call('begin', Trigger)
+        assert not answer.success and time.monotonic() < deadline
+        if reason in answer.message:
+            return answer.message
+        time.sleep(0.1)
+
+
+def release(person):
+    person.services_of = 'policy_server'
+    assert person.call('reset_estop').success
+    person.services_of = 'reward'
+    person.wait_status(estop=False)
 
 
 def activate(person):
