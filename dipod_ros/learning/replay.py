@@ -29,6 +29,8 @@ MAX_GAP = 100_000
 # Beyond any reward or angle that somebody means. Its square, and that of a sum of thousands, is a
 # float32: a single number that is not would spoil the update that it is learned from.
 MAX_NUMBER = 1e12
+# Beyond any count of decisions or episodes, and exact as the float that the counters become.
+MAX_COUNT = 2**53
 
 
 @dataclass
@@ -242,7 +244,10 @@ class ReplayAssembler:
     def _fits(self, decision: Decision) -> bool:
         shape = (self.spec.horizon, len(self.spec.joints))
         return (
-            decision.observation.shape == (self.spec.observation_size,)
+            0 <= decision.seq <= MAX_COUNT
+            and 0 <= decision.step <= MAX_COUNT
+            and abs(decision.episode) <= MAX_COUNT
+            and decision.observation.shape == (self.spec.observation_size,)
             and decision.noise.shape == (self.spec.noise_size,)
             and decision.chunk.shape == shape
             and bool(np.isfinite(decision.observation).all())

@@ -12,7 +12,6 @@ import json
 import threading
 import time
 import traceback
-from collections import deque
 
 from rclpy.node import Node
 from std_msgs.msg import Float64MultiArray, MultiArrayDimension, String, UInt8MultiArray
@@ -20,6 +19,7 @@ from std_srvs.srv import Trigger
 
 from dipod_ros.errors import UserError
 from dipod_ros.nodes import _trainer_status as status
+from dipod_ros.nodes._trainer_inbox import Inbox
 from dipod_ros.nodes._trainer_params import TrainerParams, open_run
 from dipod_ros.policy import checkpoint as ckpt
 from dipod_ros.policy.decision import Decision, DecisionError, decode
@@ -29,8 +29,6 @@ from dipod_ros.ros.messages import doubles, read_payload
 from dipod_ros.ros.params import declare
 from dipod_ros.ros.runtime import EXIT_BUG, EXIT_USER_ERROR, request_exit, run_node
 
-# Payloads waiting for the worker; an update of 3 s at 500 decisions/s leaves 1500 behind.
-MAX_WAITING_PAYLOADS = 50_000
 # A clamp smaller than this (rad) is round-off of float32, not an intervention.
 CLAMP_RAD = 1e-6
 
@@ -49,7 +47,7 @@ class Trainer(Node):
         self._least = self.params.episodes_per_update
         self._most = max(self._least, self.params.max_episodes_per_update)
         self._assembler = ReplayAssembler(self._run.initial.spec, self._most)
-        self._payloads: deque[bytes] = deque(maxlen=MAX_WAITING_PAYLOADS)
+        self._inbox = Inbox()
         self._wake = threading.Condition()
         self._stop = threading.Event()
         self._finish = threading.Event()
@@ -89,9 +87,17 @@ class Trainer(Node):
     # The executor's thread: store and return.
 
     def _on_replay(self, msg: UInt8MultiArray) -> None:
-        self._payloads.append(read_payload(msg))
+        if not self._inbox.admits(len(msg.data)):
+            self._warn(f'a message of {len(msg.data)} bytes is no decision')
+            return
+        self._inbox.put(read_payload(msg))
         with self._wake:
             self._wake.notify()
+
+    def _warn(self, reason: str) -> None:
+        self.get_logger().warning(
+            f'replay: {reason}; is another program publishing there?', throttle_duration_sec=10.0
+        )
 
     def _on_finish(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         response.success = self._state not in ('finished', 'error')
@@ -135,15 +141,12 @@ class Trainer(Node):
             self._learn(rollout)
 
     def _drain(self) -> None:
-        while self._payloads:
+        while (payload := self._inbox.take()) is not None:
             try:
-                decision = decode(self._payloads.popleft())
+                decision = decode(payload)
             except DecisionError as error:
                 self._undecodable += 1
-                self.get_logger().warning(
-                    f'replay: {error}; is another program publishing there?',
-                    throttle_duration_sec=10.0,
-                )
+                self._warn(str(error))
                 continue
             self._count(decision)
             self._assembler.add(decision)
@@ -272,9 +275,13 @@ class Trainer(Node):
         self._diagnostics.publish()
 
     def _report(self) -> Report:
-        counts, unusable = self._assembler.counts, self._assembler.unusable
         return status.report(
-            self._state, self._error, self._metrics, self._undecodable, counts, unusable
+            self._state,
+            self._error,
+            self._metrics,
+            self._undecodable + self._inbox.oversized,
+            self._assembler.counts,
+            self._assembler.unusable,
         )
 
 

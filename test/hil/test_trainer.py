@@ -21,7 +21,7 @@ from std_msgs.msg import Float64MultiArray, String, UInt8MultiArray  # noqa: E40
 
 from dipod_ros.learning.demonstrations.dataset import Demonstrations  # noqa: E402
 from dipod_ros.policy import checkpoint as ckpt  # noqa: E402
-from dipod_ros.policy.decision import Decision, encode  # noqa: E402
+from dipod_ros.policy.decision import MAX_BYTES, Decision, encode  # noqa: E402
 from dipod_ros.policy.flow import load_policy  # noqa: E402
 from dipod_ros.ros import messages, qos  # noqa: E402
 
@@ -396,6 +396,9 @@ def test_nothing_is_learned_from_what_was_not_executed_or_is_not_a_decision(star
     start()
     actor.wait_connected()
     actor.publish(b'not a decision')
+    actor.publish(bytes(MAX_BYTES + 1))
+    actor.publish(encode(actor.decision(0, False, actor='other')))
+    actor.publish(encode(actor.decision(0, False, actor='other', seq=10**400)))
     actor.act(interrupted=True)
     actor.act(policy_sha='0' * 64)
     actor.act()  # the first that may be learned from
@@ -404,6 +407,7 @@ def test_nothing_is_learned_from_what_was_not_executed_or_is_not_a_decision(star
     assert metrics['episodes'] == EPISODES
     assert metrics['replay_interrupted'] == EPISODES * STEPS
     assert metrics['replay_stale'] == EPISODES * STEPS
+    assert metrics['replay_invalid'] == 1 and metrics['replay_lost'] == 0
 
 
 def test_episodes_too_long_for_the_usual_memory_are_learned_from_all_the_same(start, actor):

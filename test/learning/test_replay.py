@@ -258,6 +258,10 @@ def test_a_restarted_actor_has_another_name_and_begins_again(assembler):
         {'observation': np.array([0, np.nan, 0], np.float32)},
         {'noise': np.full(4, np.inf, np.float32)},
         {'chunk': np.full((2, 2), 3e38, np.float32)},
+        {'seq': 10**400},  # the counter of what was lost would be no float
+        {'seq': -1},
+        {'step': 10**400},
+        {'episode': -(10**400)},
     ],
 )
 def test_a_decision_that_does_not_fit_spoils_its_episode_alone(assembler, changes):
