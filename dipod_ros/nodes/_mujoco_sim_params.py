@@ -58,7 +58,11 @@ class MujocoSimParams:
         high=1024,
     )
     lockstep_resend_s: float = param(
-        1.0, 'wait until an unanswered observation is published again', unit='s', low=0.01
+        1.0,
+        'wait until an unanswered observation is published again',
+        unit='s',
+        low=0.01,
+        high=3600.0,
     )
     real_time_factor: float = param(1.0, 'simulated seconds per second', low=0.001, high=1000.0)
     interface: str = param(
@@ -81,6 +85,7 @@ class MujocoSimParams:
         'only where somebody sees to it',
         unit='s',
         low=0.001,
+        high=60.0,
     )
     allow_nonzero_velocity_at_trajectory_end: bool = param(
         False, 'accept trajectories that end in motion, as joint_trajectory_controller does'
@@ -98,7 +103,9 @@ class MujocoSimParams:
     joints: tuple[str, ...] = param((), 'joints in command order')
     actuators: tuple[str, ...] = param((), 'position actuators of the MJCF, in that order')
     home: tuple[float, ...] = param((), 'rest position', unit='rad')
-    control_period_s: float = param(0.04, 'time between two commands', unit='s', low=0.001)
+    control_period_s: float = param(
+        0.04, 'time between two commands', unit='s', low=0.001, high=10.0
+    )
     controller: str = param('arm_controller', 'prefix of the command topics')
     tip_site: str = param('', 'site of the MJCF that is published as `tip`')
     limits: LimitParams = group(LimitParams)

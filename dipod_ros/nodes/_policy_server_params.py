@@ -103,6 +103,7 @@ class PolicyServerParams:
         'those of the acting policy',
         unit='rad',
         low=0.0,
+        high=10.0,
     )
     promotion_clamp_share: float = param(
         0.1,
@@ -116,6 +117,7 @@ class PolicyServerParams:
         'a candidate is refused when its inference takes longer than this (99th percentile)',
         unit='s',
         low=0.0,
+        high=1000.0,
     )
     shadow_checkpoint: str = param(
         '',
@@ -130,7 +132,7 @@ class PolicyServerParams:
     )
     alarm_clamp_rad: float = param(
         0.02, 'a decision whose command the limits moved by more than this counts as clamped',
-        unit='rad', low=0.0,
+        unit='rad', low=0.0, high=10.0,
     )  # fmt: skip
     alarm_clamp_share: float = param(
         0.3,
@@ -233,6 +235,7 @@ class PolicyServerParams:
         'where it was told to be',
         unit='rad',
         low=0.0,
+        high=1.0,
     )
     following_rad: float = param(
         0.1,
@@ -256,13 +259,17 @@ class PolicyServerParams:
         read_only=False,
     )
     joint_max_age_s: float = param(
-        0.2, 'joint states older than this stop the arm (real time)', unit='s', low=0.001
+        0.2,
+        'joint states older than this stop the arm (real time)',
+        unit='s',
+        low=0.001,
+        high=10.0,
     )
     stamp_tolerance_s: float = param(
         0.5,
         "a message stamped further than this from the robot's clock, that of the joint states, is "
         'refused (real time); an outcome may be later by outcome_timeout_s; 0 accepts all',
-        unit='s', low=0.0,
+        unit='s', low=0.0, high=60.0,
     )  # fmt: skip
     ramp_in_s: float = param(
         1.0,
@@ -285,6 +292,7 @@ class PolicyServerParams:
         'a decision without an outcome for this long is recorded as interrupted',
         unit='s',
         low=0.0,
+        high=3600.0,
     )
     robot: str = param('', 'name of the robot, from its file')
     joints: tuple[str, ...] = param((), 'joints that are commanded, in the order of the limits')

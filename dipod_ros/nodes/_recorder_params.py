@@ -87,7 +87,7 @@ class RecorderParams:
         0.5,
         "a message stamped further than this from the robot's clock, that of the joint states, is "
         'refused; 0 accepts all',
-        unit='s', low=0.0,
+        unit='s', low=0.0, high=60.0,
     )  # fmt: skip
     robot: str = param('', 'name of the robot, from its file')
     joints: tuple[str, ...] = param((), 'joints that are recorded, in the order of the limits')

@@ -33,12 +33,15 @@ class TrainerParams:
         low=1,
     )
     max_updates: int = param(0, 'updates after which learning is finished; 0 is no end', low=0)
-    beta: float = param(0.1, 'on-policy ELBO regulariser, x RMS of the advantage', low=0.0)
+    beta: float = param(
+        0.1, 'on-policy ELBO regulariser, x RMS of the advantage', low=0.0, high=1000.0
+    )
     gap_target: float = param(
         0.0,
         'above 0: beta is adapted until the ELBO gap is this many nats above that of the initial '
         'policy',
         low=0.0,
+        high=1000.0,
     )
     burst_every: int = param(
         0, 'updates between bursts of self-distillation (Algorithm 1); 0 is none', low=0
@@ -48,9 +51,9 @@ class TrainerParams:
     minibatches: int = param(4, 'gradient steps per pass', low=1)
     samples_per_action: int = param(64, 'Monte-Carlo (t, eps) kept per action', low=1)
     samples_per_step: int = param(4, 'of these, drawn for a gradient step; 0 is all', low=0)
-    clip: float = param(0.2, 'trust region of the ratio', low=0.0)
+    clip: float = param(0.2, 'trust region of the ratio', low=0.0, high=100.0)
     trust_region: str = param('ppo', 'ppo, or aspo for A < 0', choices=('ppo', 'aspo'))
-    learning_rate: float = param(3e-4, 'of the policy (Adam)', low=0.0)
+    learning_rate: float = param(3e-4, 'of the policy (Adam)', low=0.0, high=1.0)
     ema: float = param(
         0.0,
         'decay per gradient step of the weights averaged over an update, below 1; 0 is none',
@@ -66,7 +69,10 @@ class TrainerParams:
         'imitates with demo_weight',
     )
     demo_weight: float = param(
-        0.0, 'of their flow-matching loss, x RMS of the advantage; 0 imitates none', low=0.0
+        0.0,
+        'of their flow-matching loss, x RMS of the advantage; 0 imitates none',
+        low=0.0,
+        high=1000.0,
     )
     demo_decay: float = param(1.0, 'of demo_weight, per update', low=0.0, high=1.0)
     q_critic: bool = param(

@@ -22,6 +22,11 @@ ACTIONS = ('joint_delta', 'raw')
 # Bounds on what a file may ask for; weight_shapes.py compares the whole with the weights.
 MAX_STREAM_SIZE = 1 << 16
 MAX_HORIZON = 1024
+MAX_PERIOD_S = 10.0
+# Nobody notices a sensor that died before its maximum age is over. Where the arm is and what its
+# cameras see may not be older than this; what a person sets, a goal, may be said less often.
+MAX_AGE_S = {'point': 60.0, 'vector': 60.0}
+MAX_SENSOR_AGE_S = 10.0
 MAX_SIZES = {'width': 1 << 14, 'depth': 64, 'heads': 64}
 # Kinds of network, with the sizes that each needs.
 NETWORKS = {
@@ -61,6 +66,12 @@ class Stream:
             )
         if not self.size > 0 or not self.max_age_s > 0:
             raise SpecError(f'stream {self.name}: size and max_age_s must be above 0')
+        most_s = MAX_AGE_S.get(self.source, MAX_SENSOR_AGE_S)
+        if self.max_age_s > most_s:
+            raise SpecError(
+                f'stream {self.name}: max_age_s must be at most {most_s:g} for source '
+                f'{self.source}, got {self.max_age_s:g}'
+            )
         if self.size > MAX_STREAM_SIZE:
             raise SpecError(
                 f'stream {self.name}: size must be within 1..{MAX_STREAM_SIZE}, got {self.size}'
@@ -195,10 +206,11 @@ class PolicySpec:
             raise SpecError(f'joints must be distinct and at least one: {list(self.joints)}')
         if self.limits.joints != self.joints:
             raise SpecError('limits must name the joints of the policy in the same order')
-        if not 1 <= self.horizon <= MAX_HORIZON or not self.control_period_s > 0:
+        in_time = 0 < self.control_period_s <= MAX_PERIOD_S
+        if not (1 <= self.horizon <= MAX_HORIZON and in_time):
             raise SpecError(
-                f'horizon must be within 1..{MAX_HORIZON} and control_period_s above 0, got '
-                f'{self.horizon} and {self.control_period_s}'
+                f'horizon must be within 1..{MAX_HORIZON} and control_period_s above 0 and at '
+                f'most {MAX_PERIOD_S:g}, got {self.horizon} and {self.control_period_s}'
             )
         for stream in self.streams:
             joint_wise = stream.source in ('joint_position', 'joint_velocity', 'command')

@@ -17,6 +17,7 @@ The table is the only place that knows a parameter: declaration, checks and docu
 
 from __future__ import annotations
 
+import math
 import re
 import typing
 from collections.abc import Iterator, Sequence
@@ -93,6 +94,12 @@ class Entry:
         """Say what is wrong with a value of the right type, or return ''."""
         if self.choices and value not in self.choices:
             return f'{self.name} is {value!r}; use one of {list(self.choices)}'
+        # YAML knows .nan and .inf, and nan is neither below nor above any bound.
+        if self.type in (Parameter.Type.DOUBLE, Parameter.Type.DOUBLE_ARRAY):
+            values = [value] if self.type is Parameter.Type.DOUBLE else value
+            odd = [v for v in values if not math.isfinite(v)]
+            if odd:
+                return f'{self.name} must hold finite numbers, got {odd[0]}'
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             if self.low is not None and value < self.low:
                 return f'{self.name} is {value:g}, below {self.low:g}'
@@ -200,9 +207,9 @@ def _declare_one(node: Node, entry: Entry) -> Any:
         # rclpy gives no access to the refused value but through its message.
         given = re.search(r'value \((.*?)\) for', str(error))
         must = 'be one of' if entry.choices else 'be within'
+        must = f'{must} {entry.allowed}' if entry.allowed else 'hold finite numbers'
         raise UserError(
-            f'parameter {entry.name} must {must} {entry.allowed or "its allowed values"}'
-            + (f', got {given[1]}' if given else '')
+            f'parameter {entry.name} must {must}' + (f', got {given[1]}' if given else '')
         ) from error
 
 

@@ -43,6 +43,8 @@ def test_the_noise_of_a_chain_is_in_the_manifest_and_older_manifests_have_none(m
         ({'source': 'vector', 'size': 0}, 'size'),
         ({'source': 'vector', 'size': 2, 'max_age_s': 0.0}, 'max_age_s'),
         ({'source': 'vector', 'size': 2, 'max_age_s': float('nan')}, 'max_age_s'),
+        ({'source': 'vector', 'size': 2, 'max_age_s': float('inf')}, 'at most 60 for source vec'),
+        ({'source': 'joint_position', 'size': 2, 'max_age_s': 10.1}, 'at most 10 for source joint'),
         ({'source': 'point', 'size': 2}, 'size 3'),
         ({'source': 'joint_position', 'size': 2, 'topic': ''}, 'topic'),
         ({'source': 'vector', 'size': 2, 'topic': 'goal point!'}, 'no name of a ROS topic'),
@@ -51,6 +53,12 @@ def test_the_noise_of_a_chain_is_in_the_manifest_and_older_manifests_have_none(m
 def test_a_stream_that_cannot_be_read_is_refused(options, word):
     with pytest.raises(SpecError, match=word):
         Stream(**({'name': 's', 'topic': 't'} | options))
+
+
+@pytest.mark.parametrize('period_s', [0.0, -1.0, 11.0, float('inf'), float('nan')])
+def test_a_control_period_that_cannot_be_is_refused(make_spec, period_s):
+    with pytest.raises(SpecError, match='control_period_s above 0 and at most 10'):
+        make_spec(control_period_s=period_s)
 
 
 def test_the_command_needs_no_topic():

@@ -11,6 +11,10 @@ from rclpy.node import Node  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
 
 from dipod_ros.errors import UserError  # noqa: E402
+from dipod_ros.nodes._mujoco_sim_params import MujocoSimParams  # noqa: E402
+from dipod_ros.nodes._policy_server_params import PolicyServerParams  # noqa: E402
+from dipod_ros.nodes._recorder_params import RecorderParams  # noqa: E402
+from dipod_ros.nodes._trainer_params import TrainerParams  # noqa: E402
 from dipod_ros.ros import params  # noqa: E402
 
 
@@ -66,6 +70,10 @@ def test_overrides_reach_nested_fields(make_node):
         ('steps:=0', 'steps must be within 1.., got 0'),
         ('limits.velocity:=[1, 2]', 'limits.velocity must be a list of numbers'),
         ('joints:=[1, 2]', 'joints must be a list of strings'),
+        ('rate_hz:=.nan', 'rate_hz must be within 1..100, got nan'),
+        ('rate_hz:=.inf', 'rate_hz must be within 1..100, got inf'),
+        ('limits.velocity:=[1.0, .nan]', 'limits.velocity must hold finite numbers'),
+        ('limits.velocity:=[.inf]', 'limits.velocity must hold finite numbers'),
     ],
 )
 def test_a_bad_value_is_one_line_that_says_what_to_write(make_node, argument, message):
@@ -73,6 +81,26 @@ def test_a_bad_value_is_one_line_that_says_what_to_write(make_node, argument, me
         params.declare(make_node(argument), Table)
     assert message in str(caught.value)
     assert '\n' not in str(caught.value)
+
+
+def test_a_number_that_is_none_is_refused_while_running_too(make_node):
+    @dataclass(frozen=True)
+    class Loose:
+        share: float = params.param(0.5, 'how much', low=0.0, high=1.0, read_only=False)
+
+    node = make_node()
+    params.declare(node, Loose)
+    result = node.set_parameters([Parameter('share', value=float('nan'))])[0]
+    assert not result.successful and 'share' in result.reason
+    assert node.get_parameter('share').value == 0.5
+
+
+def test_every_number_of_every_node_has_bounds():
+    tables = (MujocoSimParams, PolicyServerParams, RecorderParams, TrainerParams)
+    for entry in (e for table in tables for e in params.entries(table)):
+        if entry.kind is float:
+            assert None not in (entry.low, entry.high), entry.name
+            assert entry.low <= entry.default <= entry.high, entry.name
 
 
 def test_only_what_is_not_read_only_changes_while_running(make_node):
