@@ -35,6 +35,7 @@ def server(tmp_path):
     robot = Robot(context, JOINTS)
     make_policy(0, step_rad=0.002).save(tmp_path / 'first')
     server = Server(tmp_path, make_limits(), checkpoint='first', autostart=False)
+    robot.wait_status(state='unconfigured')
     request = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE))
     assert robot.call('change_state', ChangeState, request).success
     yield robot, server

@@ -79,6 +79,7 @@ def test_a_second_server_ends_with_the_reason_and_the_first_goes_on(robot, serve
 def test_a_server_that_stands_by_takes_over_when_the_other_is_deactivated(robot, serve):
     names = ('policy_server', 'standby')
     acting, standby = (serve(name, autostart=False) for name in names)
+    robot.wait_status(state='unconfigured')
     for name in names:
         assert change(robot, name, Transition.TRANSITION_CONFIGURE)
     assert robot.commanders() == 0
