@@ -3,12 +3,14 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dipod_ros.cli.main import main
+from dipod_ros.learning import q_critic
 from dipod_ros.learning.demonstrations.dataset import Demonstrations
 from dipod_ros.policy import checkpoint as ckpt
 from dipod_ros.policy.image import split_weights
@@ -85,7 +87,9 @@ def test_benchmarks_that_show_no_pictures_say_so(at, capsys, what):
     assert f'bench {what} shows no pictures' in error and 'dipod eval flow' in error
 
 
-def test_online_updates_work_on_features(at):
+def test_online_updates_work_on_features(at, monkeypatch):
+    few = partial(q_critic.QCriticConfig, first_rounds=4, rounds=2, steps=10, imagined=32)
+    monkeypatch.setattr(q_critic, 'QCriticConfig', few)
     small = ('--episodes', 6, '--epochs', 2, '--eval-episodes', 4, '--student', 'off')
     # It never succeeds: what succeeds it knows from the demonstrations.
     small += ('--demos', 'runs/demos/reach_camera.safetensors')
