@@ -15,13 +15,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from dipod_ros.errors import UserError
+from dipod_ros.learning.replay_episode import Episode, episode_rollout
 from dipod_ros.learning.rollout import Rollout
 from dipod_ros.policy.decision import Decision
 from dipod_ros.policy.spec import PolicySpec
 
 # Robots remembered at a time; the one silent for longest is forgotten first.
 MAX_ACTORS = 64
-# Decisions that wait where the episodes of one update need so many: about 1 GB while it learns.
+# As many decisions may wait where the episodes of one update are so long.
 MOST_WAITING = 100_000
 # Numbers (seq) that an actor may skip, or fall back by, in one record: three hours of 10 Hz. One
 # record that is further away is not believed, two in a row are.
@@ -41,18 +42,6 @@ class _Actor:
     spoiled: str = ''  # why nothing of the episode is kept: the counter, or '' when it is whole
     usable: int = 0  # decisions since the last interrupted one
     far_seq: int | None = None  # of the record before, where that was not believed
-
-
-@dataclass
-class _Episode:
-    """A finished one: what may be learned from, and what the whole of it came to."""
-
-    decisions: list[Decision]
-    total: float  # of its rewards
-    length: int
-
-    def __len__(self) -> int:
-        return len(self.decisions)
 
 
 class ReplayAssembler:
@@ -88,7 +77,7 @@ class ReplayAssembler:
         self._keep = keep_episodes
         self._most_waiting = most_waiting_decisions
         self._actors: OrderedDict[str, _Actor] = OrderedDict()
-        self._ready: deque[_Episode] = deque()
+        self._ready: deque[Episode] = deque()
         self._waiting = 0
         self._max_waiting = max_waiting_decisions
 
@@ -173,7 +162,7 @@ class ReplayAssembler:
         while self._ready:
             episode = self._ready.popleft()
             self._waiting -= len(episode)
-            parts.append(_rollout(episode, version_of, self.spec))
+            parts.append(episode_rollout(episode, version_of, self.spec))
         self._fresh = 0
         self.unusable.clear()
         return Rollout.concatenate(parts)
@@ -182,11 +171,11 @@ class ReplayAssembler:
         """Return the newest `count` finished episodes and leave them waiting; None for none."""
         self._drop_stale(version_of)
         waiting = list(self._ready)[-count:]
-        parts = [_rollout(episode, version_of, self.spec) for episode in waiting]
+        parts = [episode_rollout(episode, version_of, self.spec) for episode in waiting]
         return Rollout.concatenate(parts) if parts else None
 
     def _drop_stale(self, version_of: Callable[[str], int | None]) -> None:
-        kept: deque[_Episode] = deque()
+        kept: deque[Episode] = deque()
         for episode in self._ready:
             decisions = episode.decisions
             fresh = len(decisions)
@@ -235,7 +224,7 @@ class ReplayAssembler:
             self.unusable['incomplete'] += usable
         else:
             self.counts['episodes'] += 1
-            self._ready.append(_Episode(decisions, total, length))
+            self._ready.append(Episode(decisions, total, length))
             self._waiting += len(decisions)
             while self._waiting > self._max_waiting and len(self._ready) > self._keep:
                 self._waiting -= len(self._ready.popleft())
@@ -256,38 +245,3 @@ class ReplayAssembler:
                 for values in (decision.noise, decision.chunk, decision.reward)
             )
         )
-
-
-def _rollout(
-    episode: _Episode, version_of: Callable[[str], int | None], spec: PolicySpec
-) -> Rollout:
-    """Build the rollout of one episode.
-
-    A truncated episode (cut off from outside) gives up its last decision: that observation is the
-    state whose value stands for the future. Where leading decisions were cut off, the return and
-    the control steps are still those of the whole episode.
-    """
-    decisions = episode.decisions
-    success, unused = decisions[-1].success, int(decisions[-1].truncated)
-    observations = np.stack([d.observation for d in decisions])
-    following = np.concatenate([observations[1:], observations[-1:]])
-    used = decisions[:-1] if decisions[-1].truncated else decisions
-    count = len(used)
-    terminated = np.zeros(count, dtype=bool)
-    terminated[-1] = not decisions[-1].truncated
-    last = np.zeros(count, dtype=bool)
-    last[-1] = True
-    return Rollout(
-        observations=observations[:count],
-        noise=np.stack([d.noise for d in used]),
-        chunks=np.stack([d.chunk for d in used]),
-        rewards=np.array([d.reward for d in used], dtype=np.float32),
-        next_observations=following[:count],
-        terminated=terminated,
-        last=last,
-        version=np.array([version_of(d.policy_sha) for d in used], dtype=np.int64),
-        success=np.array([success]),
-        returns=np.array([episode.total], dtype=np.float32),
-        control_steps=(episode.length - unused) * spec.horizon,
-        step=np.array([d.step for d in used], dtype=np.int64),
-    )

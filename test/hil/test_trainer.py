@@ -469,6 +469,18 @@ def test_bad_parameters_end_it_with_one_line(start, parameters, reason):
     assert reason in trainer.log and 'Traceback' not in trainer.log
 
 
+def test_two_trainers_do_not_learn_in_one_folder(start, actor):
+    first = start()
+    actor.wait_connected()
+    second = start()
+    assert second.exit_code() == 2
+    assert 'is in use: another process learns there' in second.log
+    assert 'Traceback' not in second.log
+    actor.act()
+    actor.wait(lambda: actor.checkpoints)
+    assert first.stop() == 0
+
+
 def test_another_initial_checkpoint_does_not_resume_a_run(start, actor, folder):
     trainer = start()
     actor.wait_connected()
