@@ -113,7 +113,7 @@ class LockstepLoop(Loop):
             stopped = self.safety.estop.latched
             due = not stopped and (fresh or self._due())
             if due or stopped:
-                self._end_decision(sample.stamp_ns)
+                self.course.end(sample.stamp_ns)
             if due:
                 policy = self.agent.begin()
                 if not policy.layout.complete_at(self.buffer, sample.stamp_ns):
@@ -127,8 +127,8 @@ class LockstepLoop(Loop):
             sampled = self._run(vector, pictures, guidance)
         with self.wake:
             if due:
-                plan = self._schedule(sampled, base, self.tick)
-                self._begin_decision(sampled, plan, sample.stamp_ns)
+                plan = self.course.schedule(sampled, base, self.tick)
+                self._begin(sampled, plan, sample.stamp_ns)
             elif stopped:
                 self._hold()
             self._answered, self._answered_key = sample, key
@@ -141,16 +141,16 @@ class LockstepLoop(Loop):
         """Tell whether the command may go on with an observation, or begin at it if it has to."""
         key = self._answered_key
         begins = fresh or self.timeline.plan is None or (key and sample.stamp_ns < key[0])
-        return not begins or self.start_place.allows(sample.values)
+        return not begins or self.course.start_place.allows(sample.values)
 
     def _advance(self, sample: Sample, fresh: bool) -> None:
         """Bring the timeline to the time of an observation."""
         if self.timeline.plan is not None and self._answered_key is not None:
-            self.tick += self._periods_since_answer(sample)
+            self.course.tick += self._periods_since_answer(sample)
         if fresh or self.timeline.plan is None:
-            self._end_decision(sample.stamp_ns)
+            self.course.end(sample.stamp_ns)
             self.timeline.reset(sample.values, self.tick)
-            self._step = 0
+            self.course.steps = 0
         self._restart = False
         # The old answer is given up now: if anything below fails, these periods are not counted
         # twice when the world asks again.
@@ -162,7 +162,7 @@ class LockstepLoop(Loop):
         if periods < 0:
             self.notices.event(f'time went back by {-elapsed_s:.3f} s: starting where the arm is')
             self.timeline.reset(sample.values, self.tick)
-            self._ramp_due = True
+            self.course.ramp_due = True
             return 0
         if abs(elapsed_s - periods * self.safety.dt) > PERIOD_TOLERANCE * self.safety.dt:
             self.notices.set(
@@ -191,9 +191,9 @@ class LockstepLoop(Loop):
         if self.timeline.plan.chunk_start is not None:
             self.safety.count(ESTOP)
         self.timeline.brake(self.tick)
-        self._ramp_due = True
+        self.course.ramp_due = True
         # A gap in the numbers of steps tells the trainer that something happened in between.
-        self._step += 1
+        self.course.steps += 1
 
     def _command(self, stamp_ns: int, decided: bool) -> Command:
         plan = self.timeline.plan

@@ -17,18 +17,17 @@ import numpy as np
 
 from dipod_ros.policy.decision import Decision
 from dipod_ros.policy.kinematics import TipKinematics
-from dipod_ros.policy.limits import TOLERANCE_RAD
 from dipod_ros.serving.agent import Agent, Sampled
+from dipod_ros.serving.course import Course
 from dipod_ros.serving.decisions import DecisionLog, Outcome
 from dipod_ros.serving.following import FollowingConfig
 from dipod_ros.serving.latency import LatencyWindow
 from dipod_ros.serving.loader import LoadedPolicy
 from dipod_ros.serving.notices import Notices
 from dipod_ros.serving.observation import ObservationBuffer, Sample, Snapshot
-from dipod_ros.serving.safety import FAULT, RESYNC, SafetyFilter
+from dipod_ros.serving.safety import SafetyFilter
 from dipod_ros.serving.seam import Ensemble, Guidance, guidance
-from dipod_ros.serving.start_place import StartPlace
-from dipod_ros.serving.timeline import ChunkTimeline, Plan
+from dipod_ros.serving.timeline import Plan
 
 if TYPE_CHECKING:
     from dipod_ros.serving.picture import Picture
@@ -94,6 +93,17 @@ class Decided:
     seen: Snapshot  # what there was to see
 
 
+@dataclass(frozen=True, eq=False)
+class Thought:
+    """What the policy said to an observation, and all that is needed to act on it."""
+
+    sampled: Sampled
+    sample: Sample  # the joint positions that were seen
+    base: np.ndarray  # [A] rad, the command that the increments count from
+    asked: int  # the tick that the chunk answers
+    generation: int  # of the course when it began
+
+
 class Loop:
     """State and bookkeeping shared by the lockstep and the real-time loop."""
 
@@ -116,18 +126,19 @@ class Loop:
         self.config = config
         self.clock = clock
         ensemble = Ensemble(config.ensemble_decay) if config.seam == 'ensemble' else None
-        self.timeline = ChunkTimeline(safety, ensemble)
-        self.start_place = StartPlace(safety.limits, notices)
+        self.course = Course(agent, safety, log, notices, config.resync_rad, ensemble)
+        self.timeline = self.course.timeline
         self.wake = threading.Condition()
-        self.tick = 0  # control periods committed so far
         self.decision_latency = LatencyWindow(warmup=LATENCY_WARM_UP)
         self.engine_latency = LatencyWindow(warmup=LATENCY_WARM_UP)
         self.decided: Decided | None = None
         self._seen = buffer.snapshot()
         agent.episodes.begin()
-        self._acting = agent.policy  # whose decision is being executed
-        self._step = 0  # decisions since the episode began
-        self._ramp_due = True  # the next chunk begins slowly
+
+    @property
+    def tick(self) -> int:
+        """Control periods committed so far."""
+        return self.course.tick
 
     def ready(self) -> bool:
         """Tell whether `step` has something to do; call while holding `wake`."""
@@ -151,7 +162,7 @@ class Loop:
         """Return the records that are complete by now; with `flush` the present one as well."""
         with self.wake:
             if flush and self.log.current is not None:
-                self._end_decision(self._newest_stamp_ns(), interrupted=True)
+                self.course.end(self._newest_stamp_ns(), interrupted=True)
             return self.log.finished(flush)
 
     def sent(self, command: Command, received_s: float) -> None:
@@ -181,32 +192,6 @@ class Loop:
         sample = self.joint_sample()
         return 0 if sample is None else sample.stamp_ns
 
-    def _begin_at(self, position: np.ndarray) -> bool:
-        """Put the command at rest where the arm is; False where it must not begin."""
-        if not self.start_place.allows(position):
-            return False
-        self.timeline.reset(position, self.tick)
-        return True
-
-    def _resync_if_apart(self, position: np.ndarray) -> bool:
-        """Begin where the arm is, if that is elsewhere; False where it must not begin."""
-        plan = self.timeline.plan
-        if np.any(np.abs(plan.point(self.tick) - plan.point(self.tick - 1)) > TOLERANCE_RAD):
-            return True  # it still moves: a command that jumps would break the limits
-        apart = float(np.max(np.abs(position - self.timeline.command(self.tick))))
-        if apart <= self.config.resync_rad:
-            self.start_place.leave()
-            return True
-        if not self._begin_at(position):
-            return False
-        self.safety.count(RESYNC)
-        self.notices.event(
-            f'the arm is {apart:.2f} rad away from where it was told to stand: '
-            'starting again from where it is'
-        )
-        self._ramp_due = True
-        return True
-
     def _guidance(self, policy: LoadedPolicy, chunk_start: int, expected: int) -> Guidance | None:
         """Return what a chunk that answers tick `chunk_start` shall continue.
 
@@ -234,72 +219,6 @@ class Loop:
         self.engine_latency.add(self.clock() - start)
         return sampled
 
-    def _schedule(self, sampled: Sampled, base: np.ndarray, chunk_start: int) -> Plan | None:
-        """Make the plan for a chunk of increments from control point `base` [A] at a tick.
-
-        None when all of it comes too late.
-        """
-        if sampled.fault:
-            self.safety.count(FAULT)
-            self.notices.set('engine', f'engine failed: {sampled.fault}; braking')
-            return self.timeline.brake(self.tick)
-        if not sampled.usable:
-            self.notices.set('engine', 'the policy gave numbers that are not finite; braking')
-        else:
-            self.notices.clear('engine', 'the engine works again')
-        if self._ramp_due:
-            self._ramp_due = False
-            self.safety.speed.ramp_in(self.tick)
-        chunk = sampled.chunk
-        if sampled.guidance is not None and sampled.usable:
-            chunk = sampled.guidance.settle(chunk)
-        chunk = sampled.policy.layout.to_robot(chunk)
-        return self.timeline.schedule(chunk, base, chunk_start, self.tick)
-
-    def _begin_decision(self, sampled: Sampled, plan: Plan, stamp_ns: int) -> None:
-        chunk = sampled.chunk
-        if not sampled.usable:
-            chunk = np.where(np.isfinite(chunk), chunk, np.float32(0))
-        # Learning needs plain samples of the policy, executed as they are.
-        plain = sampled.guidance is None and not plan.blended
-        self.log.begin(
-            Decision(
-                actor=self.agent.name,
-                seq=sampled.number,
-                episode=self.episode,
-                step=self._step,
-                policy_sha=sampled.policy.manifest.sha256,
-                stamp_s=stamp_ns * 1e-9,
-                observation=sampled.observation,
-                noise=sampled.noise,
-                chunk=chunk,
-                executed=np.full_like(chunk, np.nan),
-                reward=0.0,
-                success=False,
-                terminated=False,
-                truncated=False,
-                clamp_rad=plan.motion.clamp_rad,
-                interrupted=plan.chunk_start is None or plan.motion.altered or not plain,
-                latency_s=0.0,
-            ),
-            stamp_ns,
-        )
+    def _begin(self, sampled: Sampled, plan: Plan, stamp_ns: int) -> None:
+        self.course.begin(sampled, plan, stamp_ns)
         self.decided = Decided(sampled, plan, self._seen)
-        self._acting = sampled.policy
-        self.agent.commit()
-        self.agent.episodes.acted()
-        self._step += 1
-
-    def _end_decision(
-        self, stamp_ns: int, interrupted: bool = False, tick: int | None = None
-    ) -> None:
-        """End the decision being executed, if any, at `tick` (by default the present one).
-
-        Call it before its successor is planned.
-        """
-        plan = self.timeline.plan
-        if self.log.current is None or plan is None:
-            return
-        horizon = len(self.log.current.chunk)
-        executed = plan.executed(self.tick if tick is None else tick, horizon)
-        self.log.end(stamp_ns, self._acting.layout.to_policy(executed), interrupted)

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from dipod_ros.errors import UserError
-from dipod_ros.serving.realtime import LEAD, RealTimeLoop
+from dipod_ros.serving.pacing import LEAD
+from dipod_ros.serving.realtime import RealTimeLoop
 
 NS_PER_S = 1_000_000_000
 # Allowed rates of a command stream, Hz.
@@ -66,7 +67,7 @@ class SetpointStream:
 
     def __init__(self, loop: RealTimeLoop, rate_hz: float) -> None:
         """Take a loop with the `position` interface and the rate in Hz."""
-        self._loop, self._clock = loop, loop.clock
+        self._loop, self._course, self._clock = loop, loop.course, loop.clock
         self._period_ns = round(loop.safety.dt * NS_PER_S)
         self._step_ns = min(round(NS_PER_S / rate_hz), self._period_ns)
         # The segment that begins at tick k is known when point k + 1 is committed.
@@ -77,7 +78,7 @@ class SetpointStream:
         self._into_ns = 0  # how far into it the next sample is
         self._points = np.zeros((3, 0))
         self._first = False  # the next sample begins a stream
-        self._begun_anew = loop.begun_anew
+        self._begun_anew = loop.course.begun_anew
         self._due_s = self._clock()
         self.missed = 0  # instants at which no sample was taken
 
@@ -107,13 +108,13 @@ class SetpointStream:
             self._loop.control()
             self._loop.begin_where_it_is()
             self._tick = None
-            self._enter(self._loop.tick - 1, 0)
+            self._enter(self._course.tick - 1, 0)
         self._first = True
 
     def sample(self) -> Setpoint | None:
         """Return the setpoint of the instant `due_s`, None while there is no plan."""
         self._keep_pace()
-        if self._loop.begun_anew != self._begun_anew:
+        if self._course.begun_anew != self._begun_anew:
             self._tick = None  # the world was reset: what was planned is void
         self.prepare()
         if self._tick is None:
@@ -148,7 +149,7 @@ class SetpointStream:
     def _begin(self) -> None:
         self._loop.control()
         with self._loop.wake:
-            tick, plan = self._loop.tick, self._loop.timeline.plan
+            tick, plan = self._course.tick, self._course.timeline.plan
         if plan is None:
             return
         # The point of `tick` is committed: what is played now leads there.
@@ -160,7 +161,7 @@ class SetpointStream:
 
     def _enter(self, tick: int, into_ns: int) -> None:
         with self._loop.wake:
-            plan, self._begun_anew = self._loop.timeline.plan, self._loop.begun_anew
+            plan, self._begun_anew = self._course.timeline.plan, self._course.begun_anew
         if plan is None:
             self._tick = None
             return

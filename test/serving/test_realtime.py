@@ -120,7 +120,7 @@ def test_a_decision_begins_earlier_when_decisions_take_long(world):
     world.run(3)
     for _ in range(200):
         world.loop.engine_latency.add(1.9 * DT)
-    assert world.loop.latency_ticks() == 2
+    assert world.loop.pacing.latency_ticks() == 2
     began = world.bench.agent.number
     world.run(HORIZON)
     assert world.bench.agent.number > began

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Brings command and arm together: where the command begins, and when it is tried again. No ROS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dipod_ros.serving import taking_up
+from dipod_ros.serving.course import Course
+from dipod_ros.serving.following import FollowingGuard
+from dipod_ros.serving.observation import Sample
+from dipod_ros.serving.safety import SafetyFilter
+from dipod_ros.serving.stillness import Stillness
+
+
+class Joining:
+    """Has the command of an arm begin where that arm stands."""
+
+    def __init__(
+        self,
+        course: Course,
+        following: FollowingGuard,
+        still: Stillness,
+        safety: SafetyFilter,
+        trajectory: bool,
+        clock: Callable[[], float],
+    ) -> None:
+        """Take the command, and what tells where the arm is; `trajectory` where plans are sent."""
+        self._course, self.following, self.still = course, following, still
+        self._limits, self._dt = safety.limits, safety.dt
+        self._trajectory, self._clock = trajectory, clock
+        self._vouched = False  # a world said where it put the arm, which stands there
+
+    def vouch(self) -> None:
+        """Note that a world said where it put the arm, which stands there."""
+        self._vouched = True
+
+    def synchronise(self, sample: Sample, held: bool) -> bool:
+        """See to it that the command is where the arm is; False where it must not begin.
+
+        Only a command that was held, and stands, may have been left by its arm.
+        """
+        course = self._course
+        plan = course.timeline.plan
+        if plan is not None and not (held and course.stands):
+            return True
+        position = sample.values
+        if plan is None and not course.start_place.allows(position):
+            return False
+        self.still.look(sample)  # it may have come after the control thread's last look
+        if not (self._vouched or self.still.allows(self._clock())):
+            return False
+        begin = course.begin_at if plan is None else course.resync_if_apart
+        if not begin(position):
+            return False
+        self._vouched = False
+        self.following.resume(course.tick)
+        return True
+
+    def take_up(self, joints: Sample) -> None:
+        """Bring the command of an arm that did not follow to where the arm stands."""
+        course = self._course
+        if not (course.stands and self.still.stands):
+            return
+        position, end = joints.values, course.timeline.command(course.tick)
+        if self.following.wants(position, end) and course.start_place.allows(position):
+            take_up = taking_up.wait_at if self._trajectory else taking_up.go
+            plan = take_up(course.timeline.plan, course.tick, position, self._limits, self._dt)
+            course.timeline.replace(plan)
+            self.following.placed(position, course.tick + len(plan.motion.points))
