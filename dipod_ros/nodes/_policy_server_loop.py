@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the node's parameters become the settings of its loop."""
+"""How the node's parameters become the settings of its loop, and what that needs to hear."""
 
 from __future__ import annotations
 
 from dipod_ros.nodes._policy_server_episodes import may_hold
 from dipod_ros.nodes._policy_server_params import PolicyServerParams
 from dipod_ros.policy.kinematics import TipKinematics
+from dipod_ros.policy.spec import Stream
 from dipod_ros.serving.following import FollowingConfig
 from dipod_ros.serving.loop import LoopConfig
 
@@ -31,3 +32,15 @@ def loop_config(p: PolicyServerParams) -> LoopConfig:
         seam=p.seam,
         ensemble_decay=p.ensemble_decay,
     )
+
+
+def own_streams(p: PolicyServerParams) -> list[Stream]:
+    """Return what the loop itself has to hear, whatever the policy looks at.
+
+    The joint positions are needed to know where to start.
+    """
+    count = len(p.joints)
+    own = [Stream('joints', 'joint_position', count, JOINT_TOPIC)]
+    if p.interface == 'effort':
+        own.append(Stream('joint velocities', 'joint_velocity', count, JOINT_TOPIC))
+    return own

@@ -9,52 +9,43 @@ the callback that completes an observation answers it.
 from __future__ import annotations
 
 import gc
-import json
-import threading
 import time
 import uuid
 from dataclasses import replace
-from pathlib import Path
 
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
-from std_msgs.msg import String
 
 from dipod_ros.errors import UserError
-from dipod_ros.nodes import _policy_server_status as status
 from dipod_ros.nodes._policy_server_commanders import Commanders
 from dipod_ros.nodes._policy_server_episodes import EpisodeNews, may_hold
 from dipod_ros.nodes._policy_server_estop import EStopInput
-from dipod_ros.nodes._policy_server_inline import InlineDecisions
-from dipod_ros.nodes._policy_server_io import CommandOutput, RecordOutput, SensorInput
-from dipod_ros.nodes._policy_server_loop import JOINT_TOPIC, loop_config
-from dipod_ros.nodes._policy_server_output import StreamOutput, check_output, is_streamed
+from dipod_ros.nodes._policy_server_io import RecordOutput, SensorInput
+from dipod_ros.nodes._policy_server_loop import loop_config, own_streams
+from dipod_ros.nodes._policy_server_output import check_output
 from dipod_ros.nodes._policy_server_params import PolicyServerParams
-from dipod_ros.nodes._policy_server_shadow import identity, shadow_report
+from dipod_ros.nodes._policy_server_parts import (
+    Parts,
+    make_loader,
+    make_loop,
+    make_output,
+    make_safety,
+    make_threads,
+)
+from dipod_ros.nodes._policy_server_reports import ServerReports, log_with
 from dipod_ros.nodes._policy_server_streams import StreamReports
 from dipod_ros.nodes._policy_server_swap import CheckpointRequests
-from dipod_ros.nodes._policy_server_threads import ServerThreads
-from dipod_ros.nodes._policy_server_workspace import make_workspace
 from dipod_ros.policy.limits import JointLimits
 from dipod_ros.policy.spec import Stream
-from dipod_ros.resources import share_dir
-from dipod_ros.ros import qos
-from dipod_ros.ros.diagnostics import Diagnostics
 from dipod_ros.ros.lifecycle import OK, ManagedNode, transition
 from dipod_ros.ros.params import declare
 from dipod_ros.ros.runtime import run_node
 from dipod_ros.ros.scheduling import RealTimePriority, use_cores
 from dipod_ros.serving.agent import Agent
-from dipod_ros.serving.decisions import DecisionLog, Outcome
-from dipod_ros.serving.engines.select import EngineFactory
-from dipod_ros.serving.loader import PolicyLoader
-from dipod_ros.serving.lockstep import LockstepLoop
+from dipod_ros.serving.decisions import Outcome
 from dipod_ros.serving.loop import Loop
 from dipod_ros.serving.noise import NoiseSource
 from dipod_ros.serving.notices import Notices
 from dipod_ros.serving.observation import ObservationBuffer
-from dipod_ros.serving.realtime import RealTimeLoop
-from dipod_ros.serving.safety import SafetyFilter
-from dipod_ros.serving.speed import SpeedConfig
 
 
 class PolicyServer(ManagedNode):
@@ -70,49 +61,43 @@ class PolicyServer(ManagedNode):
         self.params = p = declare(self, PolicyServerParams)
         limits = JointLimits.from_params(p.joints, vars(p.limits))
         check_output(p)
-        speed = SpeedConfig(p.ramp_in_s, p.slow_age_share, p.slow_speed_scale)
-        workspace = make_workspace(p.workspace, limits)
-        self._safety = SafetyFilter(limits, p.control_period_s, speed, workspace)
         self._loop_config = loop_config(p)
-        folders = [share_dir() / 'models', *(Path(d).expanduser() for d in p.model_dirs)]
-        self._loader = PolicyLoader(
-            limits,
-            p.control_period_s,
-            folders,
-            EngineFactory(p.engine, p.threads, p.precision, guided=p.seam == 'rtc'),
-        )
-        self._notices = Notices(self._tell)
+        self._safety = make_safety(p, limits)
+        self._loader = make_loader(p, limits)
+        self._notices = Notices(log_with(self.get_logger()))
         self._commanders = Commanders(p.sole_commander, self._notices, self.get_logger().info)
-        self._streams = StreamReports(p, limits, self._notices, self._commanders)
         unbound = use_cores(p.cpu_affinity)
         if unbound:
             self.get_logger().warning(unbound)
         self._priority = RealTimePriority(p.realtime_priority, self.get_logger().warning)
         self._noise = NoiseSource(p.noise, p.seed)
         self._actor = p.actor or self.get_fully_qualified_name()
-        self._state = 'unconfigured'
-        self._status_lock = threading.Lock()
-        self._agent: Agent | None = None
-        self._buffer: ObservationBuffer | None = None
-        self._input: SensorInput | None = None
-        self._output: CommandOutput | StreamOutput | None = None
-        self._loop: Loop | None = None
-        self._threads: ServerThreads | InlineDecisions | None = None
+        self._parts = Parts()
         self._episodes = EpisodeNews(self, self._publish_status)
-        self._status = self.create_publisher(String, '~/status', qos.LATCHED)
         self._records = RecordOutput(self)
         EStopInput(self, self._safety.estop, self._on_estop)
         self._requests = CheckpointRequests(
             self, self._loader, limits, p, self._noise, self._publish_status
         )
-        self._diagnostics = self._make_diagnostics()
+        self._reports = ServerReports(
+            self,
+            p,
+            self._parts,
+            self._requests,
+            self._loader,
+            self._safety,
+            self._noise,
+            StreamReports(p, limits, self._notices, self._commanders),
+            self._priority,
+            self._actor,
+        )
         self._publish_status()
         if p.autostart:
             self._start()
 
     def close(self) -> None:
         """Bring the arm to rest and end the threads."""
-        if self._state == 'active':
+        if self._parts.state == 'active':
             self.trigger_deactivate()
         self._requests.close()
 
@@ -136,23 +121,18 @@ class PolicyServer(ManagedNode):
     def _configure(self) -> None:
         p = self.params
         policy = self._loader.build(self._loader.validate(self.get_parameter('checkpoint').value))
-        self._requests.open(lambda: self._agent, self._listen)
+        parts = self._parts
+        self._requests.open(lambda: parts.agent, self._listen)
         # Decisions are numbered from 0 again: by another name they are none that were seen before.
         name = f'{self._actor}-{uuid.uuid4().hex[:8]}'
-        self._agent = Agent(policy, self._noise, name, self._requests.swap)
-        self._buffer = ObservationBuffer(time.monotonic)
-        self._input = SensorInput(
-            self, self._buffer, p.joints, p.lockstep, self._on_sample, self._on_outcome
+        parts.agent = Agent(policy, self._noise, name, self._requests.swap)
+        parts.buffer = ObservationBuffer(time.monotonic)
+        parts.input = SensorInput(
+            self, parts.buffer, p.joints, p.lockstep, self._on_sample, self._on_outcome
         )
         self._listen(policy.manifest.spec.streams)
-        self._output = (
-            StreamOutput(self, p, self._safety.limits, JOINT_TOPIC)
-            if is_streamed(p)
-            else CommandOutput(
-                self, p.joints, p.controller, p.interface, p.control_period_s, p.lockstep
-            )
-        )
-        self._state = 'inactive'
+        parts.output = make_output(self, p, self._safety.limits)
+        parts.state = 'inactive'
         info, engines = policy.engine.info(), self._loader.engines
         self.get_logger().info(
             f'policy {policy.manifest.path.name} ({policy.manifest.sha256[:12]}, '
@@ -163,44 +143,32 @@ class PolicyServer(ManagedNode):
     @transition
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Begin to act."""
-        p = self.params
-        hold = may_hold(self.get_parameter('hold_between_episodes').value, p.lockstep)
-        self._commanders.claim(self._output.topic)
+        parts = self._parts
+        hold = may_hold(self.get_parameter('hold_between_episodes').value, self.params.lockstep)
+        config = replace(self._loop_config, hold_between_episodes=hold)
+        self._commanders.claim(parts.output.topic)
         result = super().on_activate(state)
-        kind = LockstepLoop if p.lockstep else RealTimeLoop
-        log = DecisionLog(time.monotonic, p.outcome_timeout_s)
-        self._loop = kind(
-            self._agent,
-            self._buffer,
-            self._safety,
-            log,
-            self._notices,
-            replace(self._loop_config, hold_between_episodes=hold),
-            time.monotonic,
+        parts.loop = make_loop(self, self.params, parts, config, self._safety, self._notices)
+        parts.threads = make_threads(
+            self, parts, self._records, self._fail, self._look, self._priority
         )
-        outputs = self._output, self._records, self._fail, self._look
-        if isinstance(self._loop, RealTimeLoop):
-            self._loop.grid.ros_time_ns = lambda: self.get_clock().now().nanoseconds
-            self._threads = ServerThreads(self._loop, *outputs, self._priority, self._input.take)
-        else:
-            self._threads = InlineDecisions(self, self._loop, *outputs)
         # Collecting the hundred thousands of objects of torch's import takes longer than a control
         # period; they live as long as the process anyway.
         gc.collect()
         gc.freeze()
-        self._threads.start()
-        self._state = 'active'
-        where = 'in lockstep' if p.lockstep else 'in real time'
-        self.get_logger().info(f'active: acting {where} on {self._output.topic.name}')
+        parts.threads.start()
+        parts.state = 'active'
+        where = 'in lockstep' if self.params.lockstep else 'in real time'
+        self.get_logger().info(f'active: acting {where} on {parts.output.topic.name}')
         return result
 
     @transition
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Bring the arm to rest, then command nothing more."""
         self._halt()
-        self._state = 'inactive'
+        self._parts.state = 'inactive'
         result = super().on_deactivate(state)
-        self._output.topic.close()
+        self._parts.output.topic.close()
         return result
 
     @transition
@@ -222,22 +190,19 @@ class PolicyServer(ManagedNode):
         return OK
 
     def _halt(self) -> None:
-        if self._threads is not None and not self._threads.stop():
+        parts = self._parts
+        if parts.threads is not None and not parts.threads.stop():
             self.get_logger().error('a thread of the server did not end in time')
-        self._threads = self._loop = None
-        if self._buffer is not None:
-            self._buffer.trust()
+        parts.threads = parts.loop = None
+        if parts.buffer is not None:
+            parts.buffer.trust()
         self._episodes.halted()
 
     def _release(self, state: str) -> None:
         self._halt()
         self._requests.close()
-        if self._input is not None:
-            self._input.close()
-        if self._output is not None:
-            self._output.topic.close()
-        self._input = self._output = self._agent = None
-        self._state = state
+        self._parts.disconnect()
+        self._parts.state = state
 
     def after_transition(self) -> None:
         """Publish where the server stands."""
@@ -246,12 +211,14 @@ class PolicyServer(ManagedNode):
     # What the executor's thread does while acting.
 
     def _on_sample(self) -> None:
-        if self._threads is not None:
-            self._threads.news()
+        threads = self._parts.threads
+        if threads is not None:
+            threads.news()
 
     def _on_outcome(self, outcome: Outcome) -> None:
-        if self._loop is not None:
-            self._loop.on_outcome(outcome)
+        loop = self._parts.loop
+        if loop is not None:
+            loop.on_outcome(outcome)
             self._on_sample()
         else:
             self._episodes.nobody_acts(outcome)
@@ -261,82 +228,21 @@ class PolicyServer(ManagedNode):
         self._episodes.look(loop)
 
     def _listen(self, streams: tuple[Stream, ...]) -> None:
-        # The joint positions are needed to know where to start, whatever the policy looks at.
-        count = len(self.params.joints)
-        own = [Stream('joints', 'joint_position', count, JOINT_TOPIC)]
-        if self.params.interface == 'effort':
-            own.append(Stream('joint velocities', 'joint_velocity', count, JOINT_TOPIC))
-        for stream in (*streams, *own):
-            self._input.listen(stream)
+        for stream in (*streams, *own_streams(self.params)):
+            self._parts.input.listen(stream)
 
     def _on_estop(self) -> None:
-        if self._threads is not None and self._safety.estop.latched:
-            self._threads.hurry()
+        threads = self._parts.threads
+        if threads is not None and self._safety.estop.latched:
+            threads.hurry()
         self._publish_status()
-
-    # What it says about itself
-
-    def _tell(self, problem: bool, text: str) -> None:
-        if problem:
-            self.get_logger().warning(text)
-        else:
-            self.get_logger().info(text)
 
     def _fail(self, reason: str) -> None:
         self.error = reason
         self._publish_status()
 
     def _publish_status(self) -> None:
-        # Several threads have news; the last one to publish must have seen all of it.
-        with self._status_lock:
-            self._status.publish(String(data=json.dumps(self._status_now())))
-
-    def _status_now(self) -> dict:
-        agent, p, engines = self._agent, self.params, self._loader.engines
-        return {
-            'state': self._state,
-            'active': None if agent is None else status.describe(agent.policy.manifest),
-            'previous': status.previous(agent),
-            **status.swap_status(self._requests.swap),
-            **status.succession_status(self._requests.succession),
-            'shadow': identity(self._requests.shadow, self._requests.candidate),
-            'error': self.error or self._requests.error,
-            'engine': engines.name,
-            'engine_reason': engines.reason,
-            'engine_version': '' if agent is None else agent.policy.engine.info().version,
-            'threads': p.threads,
-            'lockstep': p.lockstep,
-            'interface': p.interface,
-            'waiting_for': status.waiting_for(self._loop),
-            'seed': self._noise.seed,
-            'actor': self._actor if agent is None else agent.name,
-            'estop': self._safety.estop.latched,
-            'estop_reason': self._safety.estop.reason,
-        }
-
-    def _make_diagnostics(self) -> Diagnostics:
-        diagnostics = Diagnostics(self, hardware_id=self.params.robot)
-        diagnostics.add('policy', lambda: status.policy_report(self._status_now()))
-        diagnostics.add(
-            'streams',
-            lambda: self._streams.report(
-                self._loop, self._agent, self._buffer, self._output and self._output.topic
-            ),
-        )
-        diagnostics.add(
-            'decisions',
-            lambda: status.decision_report(
-                self._loop, self._threads is None or self._threads.alive, self._priority.policy
-            ),
-        )
-        if is_streamed(self.params):
-            diagnostics.add('output', lambda: status.output_report(self._loop, self._output))
-        diagnostics.add(
-            'shadow',
-            lambda: shadow_report(self._requests.shadow, self._requests.candidate),
-        )
-        diagnostics.add('safety', lambda: status.safety_report(self._safety, self._loop))
-        return diagnostics
+        self._reports.publish()
 
 
 def main(args: list[str] | None = None) -> int:

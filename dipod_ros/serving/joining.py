@@ -60,7 +60,7 @@ class Joining:
     def take_up(self, joints: Sample) -> None:
         """Bring the command of an arm that did not follow to where the arm stands."""
         course = self._course
-        if not (course.stands and self.still.stands):
+        if course.timeline.plan is None or not (course.stands and self.still.stands):
             return
         position, end = joints.values, course.timeline.command(course.tick)
         if self.following.wants(position, end) and course.start_place.allows(position):

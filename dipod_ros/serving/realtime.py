@@ -51,17 +51,17 @@ class RealTimeLoop(Loop):
             config.stamp_tolerance_s, self.log.patience_s, topic, self.grid, self.notices
         )
         self.pacing = Pacing(config, dt, self.grid, self.engine_latency)
-        following = FollowingGuard(config.following, self.safety.limits, dt, self.notices)
+        self.following = FollowingGuard(config.following, self.safety.limits, dt, self.notices)
         self._joining = Joining(
             self.course,
-            following,
+            self.following,
             Stillness(self.notices),
             self.safety,
             self._trajectory,
             self.clock,
         )
         self._commits = Commits(
-            self.course, self.grid, self.pacing, following, self.safety, self._trajectory
+            self.course, self.grid, self.pacing, self.following, self.safety, self._trajectory
         )
         streams = StreamWatch(self.buffer, self.notices, topic, max_age_s, self.clock)
         self._episodes = EpisodeBounds(
@@ -80,7 +80,7 @@ class RealTimeLoop(Loop):
             self.safety,
             streams,
             self._episodes,
-            following,
+            self.following,
             self._newest_stamp_ns,
         )
         self._sent: object = None  # the plan that was sent last

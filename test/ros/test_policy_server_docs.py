@@ -31,10 +31,10 @@ def test_the_settings_file_holds_known_parameters_at_their_defaults():
 
 
 def test_every_status_field_is_documented():
-    from dipod_ros.nodes import policy_server
+    from dipod_ros.nodes import _policy_server_reports as reports
 
-    source = Path(policy_server.__file__).read_text()
-    body = source.split('def _status_now')[1].split('def ')[0]
+    source = Path(reports.__file__).read_text()
+    body = source.split('def now(')[1].split('def ')[0]
     fields = [line.split("'")[1] for line in body.splitlines() if line.strip().startswith("'")]
     text = (
         (ROOT / 'docs/policy_server.md').read_text().split('`~/status`:')[1].split('## Services')[0]

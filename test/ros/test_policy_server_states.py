@@ -15,6 +15,7 @@ from rclpy.parameter import Parameter  # noqa: E402
 from std_msgs.msg import String  # noqa: E402
 
 from dipod_ros.errors import UserError  # noqa: E402
+from dipod_ros.nodes import _policy_server_parts as parts  # noqa: E402
 from dipod_ros.nodes import policy_server  # noqa: E402
 from dipod_ros.nodes.policy_server import PolicyServer  # noqa: E402
 from dipod_ros.policy.spec import Stream  # noqa: E402
@@ -68,7 +69,7 @@ def helpers():
 
 
 def status(server):
-    return server._status_now()
+    return server._reports.now()
 
 
 def nothing_is_left(server, subscriptions):
@@ -119,7 +120,7 @@ def test_a_bug_while_configuring_is_told_as_it_is_and_the_next_try_may_succeed(m
 
 
 def test_a_start_of_its_own_accord_that_fails_of_a_bug_says_so(make, monkeypatch):
-    monkeypatch.setattr(policy_server, 'CommandOutput', lambda *_: 1 / 0)
+    monkeypatch.setattr(parts, 'CommandOutput', lambda *_: 1 / 0)
     with pytest.raises(UserError, match='^on_configure failed: ZeroDivisionError: division by'):
         make(autostart=True)
     assert helpers() == 0
@@ -173,6 +174,6 @@ def test_each_configure_acts_under_another_name(make):
     for _ in range(2):
         assert server.trigger_configure() == OK
         names.append(status(server)['actor'])
-        assert server._agent.name == names[-1]
+        assert server._parts.agent.name == names[-1]
         assert server.trigger_cleanup() == OK
     assert names[0] != names[1] and all(n.startswith('left_arm-') for n in names)
