@@ -134,6 +134,7 @@ def decision_report(loop: Loop | None, alive: bool, scheduling: str) -> Report:
     }
     if isinstance(loop, RealTimeLoop):
         values['late control periods'] = loop.grid.late_periods
+        values['outcomes out of order'] = loop.outcomes_out_of_order
     if not alive:
         return Report(Level.ERROR, 'a thread of the server died', values)
     waiting = loop.waiting_for

@@ -52,7 +52,14 @@ class _Open:
     terminated: bool = False
     truncated: bool = False
     interrupted: bool = False
+    spoiled: bool = False  # an outcome about it was refused
     latency_s: float = 0.0
+
+    def covers(self, stamp_ns: int) -> bool:
+        """Tell whether an outcome with this stamp is about it."""
+        begun = stamp_ns > self.stamp_ns + SAME_STAMP_NS
+        over = self.end_ns is not None and stamp_ns > self.end_ns + SAME_STAMP_NS
+        return begun and not over
 
     def add(self, outcome: Outcome) -> None:
         """Add an outcome that is about this decision."""
@@ -72,7 +79,7 @@ class _Open:
             terminated=record.terminated or self.terminated,
             truncated=record.truncated or self.truncated,
             # What nobody judged, nobody may learn from.
-            interrupted=record.interrupted or self.interrupted or not self.settled,
+            interrupted=record.interrupted or self.interrupted or self.spoiled or not self.settled,
             latency_s=self.latency_s,
         )
 
@@ -90,6 +97,7 @@ class DecisionLog:
         self.patience_s = patience_s
         self._open: deque[_Open] = deque()
         self._judged_ns: int | None = None  # stamp of the newest outcome
+        self._out_ns = 0  # end of the newest record that is out
         self.unjudged = 0
         self.completed = 0
 
@@ -126,13 +134,21 @@ class DecisionLog:
         """Add an outcome to the decision that it is about."""
         self._judged_ns = outcome.stamp_ns
         for entry in self._open:
-            begun = outcome.stamp_ns > entry.stamp_ns + SAME_STAMP_NS
-            over = entry.end_ns is not None and outcome.stamp_ns > entry.end_ns + SAME_STAMP_NS
-            if begun and not over and not entry.settled:
+            if not entry.settled and entry.covers(outcome.stamp_ns):
                 entry.add(outcome)
             # Settled by whatever comes at its end or later, even when that is about another one.
             if entry.end_ns is not None and outcome.stamp_ns >= entry.end_ns - SAME_STAMP_NS:
                 entry.settled = True
+
+    def spoil(self, stamp_ns: int) -> bool:
+        """Mark what an outcome that is refused is about; return whether it is about a decision.
+
+        One whose record is out already can no longer be marked.
+        """
+        spoiled = [entry for entry in self._open if entry.covers(stamp_ns)]
+        for entry in spoiled:
+            entry.spoiled = True
+        return bool(spoiled) or stamp_ns <= self._out_ns + SAME_STAMP_NS
 
     def conclude(self, stamp_ns: int) -> int:
         """End the episode at an outcome that was judged; return how many decisions are forgotten.
@@ -156,6 +172,7 @@ class DecisionLog:
             if not (entry.settled or late or flush):
                 break
             self._open.popleft()
+            self._out_ns = entry.end_ns
             self.unjudged += not entry.settled
             self.completed += 1
             out.append(entry.close())

@@ -14,6 +14,7 @@ from dipod_ros.serving.joining import Joining
 from dipod_ros.serving.loop import LoopConfig
 from dipod_ros.serving.notices import Notices
 from dipod_ros.serving.observation import Sample
+from dipod_ros.serving.outcome_order import OutcomeOrder
 from dipod_ros.serving.reset_watch import ResetWatch
 from dipod_ros.serving.stream_watch import StreamWatch
 
@@ -37,18 +38,26 @@ class EpisodeBounds:
         self._streams, self._joining, self._notices = streams, joining, notices
         self._resets = ResetWatch(limits.velocity, config.joint_max_age_s)
         self._teleports = config.reset_teleports
+        self._overtaken_reset: Outcome | None = None  # perhaps the first word of another time
+        self.order = OutcomeOrder(notices)
         self.hold = EpisodeHold(config.hold_between_episodes, config.joint_topic)
         self.fresh = False  # a reset came, and no decision since
 
     def take(self, outcome: Outcome, joint_sample: Callable[[], Sample | None]) -> None:
-        """Take an outcome; a reset brakes, or makes everything planned void where arms jump."""
+        """Take an outcome; a reset brakes, or makes everything planned void where arms jump.
+
+        One that was overtaken judges nothing and lets nothing move; what stops the arm counts.
+        """
+        if self.order.overtaken(outcome):
+            self._take_overtaken(outcome)
+            return
         course = self._course
+        self.order.take(outcome)
+        self._overtaken_reset = None
         self._log.judge(outcome)
         waited = self.hold.waiting
         if self.hold.take(outcome):
-            self._agent.withdraw(self._log.conclude(outcome.stamp_ns))
-            course.end(outcome.stamp_ns)
-            course.generation += 1
+            self._end(outcome.stamp_ns)
         if outcome.reset:
             course.end(outcome.stamp_ns)
             course.steps = 0
@@ -63,6 +72,14 @@ class EpisodeBounds:
                 self.fresh = True
                 self._resets.begin(joint_sample())
         self._agent.episodes.take(outcome)
+
+    def clock_was_set(self, joint_sample: Callable[[], Sample | None]) -> None:
+        """Forget stamps of another time."""
+        self.hold.clock_was_set()
+        self.order.clock_was_set()
+        reset, self._overtaken_reset = self._overtaken_reset, None
+        if reset is not None:
+            self.take(reset, joint_sample)  # a world that began again: it had not been overtaken
 
     def jumped(self, joints: Sample) -> bool:
         """Tell whether a reset has put an arm that can jump elsewhere; begin anew there."""
@@ -83,6 +100,23 @@ class EpisodeBounds:
         self.hold.stands(joints.values)
         if estop:
             self._begin_anew()
+
+    def _take_overtaken(self, outcome: Outcome) -> None:
+        matters = self._log.spoil(outcome.stamp_ns)
+        if outcome.reset:
+            self._overtaken_reset = outcome
+            matters = True
+        elif self.hold.take(outcome):
+            self._end(outcome.stamp_ns)
+            matters = True
+        if matters:
+            self.order.refuse()
+
+    def _end(self, stamp_ns: int) -> None:
+        """End the episode; whoever waits for the next one brakes."""
+        self._agent.withdraw(self._log.conclude(stamp_ns))
+        self._course.end(stamp_ns)
+        self._course.generation += 1
 
     def _leave_hold(self, joints: Sample | None) -> None:
         """Begin slowly, and where the arm is: a person was there."""

@@ -98,6 +98,11 @@ class RealTimeLoop(Loop):
         return WAITS_FOR_RESET if self._episodes.hold.waiting else ''
 
     @property
+    def outcomes_out_of_order(self) -> int:
+        """How many outcomes were refused because newer ones came before them."""
+        return self._episodes.order.refused
+
+    @property
     def late_stream(self) -> str:
         """Why the arm goes slowly, '' when it does not."""
         return self._stops.late_stream
@@ -153,6 +158,7 @@ class RealTimeLoop(Loop):
             if self.grid.was_set():
                 self.notices.event("the robot's clock was set: braking, then starting again")
                 self._stops.clock_was_set()
+                self._episodes.clock_was_set(self.joint_sample)
                 self.grid.begin(joints, before)
             self._commits.follow(joints, at_least, bool(self._stops.held))
             for outcome in self._outcomes.again(self.clock()):

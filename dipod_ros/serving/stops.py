@@ -67,7 +67,6 @@ class Stops:
             course.timeline.brake(course.tick)
         course.generation += 1
         self.held, course.ramp_due = CLOCK_SET, True
-        self._episodes.hold.clock_was_set()
 
     def check(self, before: int) -> None:
         """Brake from tick `before`, once, when there is a reason to."""
