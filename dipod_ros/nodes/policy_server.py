@@ -79,18 +79,9 @@ class PolicyServer(ManagedNode):
         self._requests = CheckpointRequests(
             self, self._loader, limits, p, self._noise, self._publish_status
         )
-        self._reports = ServerReports(
-            self,
-            p,
-            self._parts,
-            self._requests,
-            self._loader,
-            self._safety,
-            self._noise,
-            StreamReports(p, limits, self._notices, self._commanders),
-            self._priority,
-            self._actor,
-        )
+        streams = StreamReports(p, limits, self._notices, self._commanders)
+        seen = self._parts, self._requests, self._loader, self._safety, self._noise, streams
+        self._reports = ServerReports(self, p, *seen, self._priority, self._actor)
         self._publish_status()
         if p.autostart:
             self._start()

@@ -62,7 +62,8 @@ class Running:
         self._sign = 1.0  # there and back again, for ever
         bench.engine.chunk = self._chunk
         self.output = CommandOutput(node, JOINTS, 'arm', 'trajectory', DT, False)
-        self.door = self.output._publisher = Door(self.output._publisher)
+        self.output.topic.open()
+        self.door = self.output.topic._publisher = Door(self.output.topic._publisher)
         self.sensing = True
         self.failed = []
         self.server = ServerThreads(
@@ -134,7 +135,8 @@ def running(make_bench, ros):
     running.sensing = True
     assert running.server.stop()
     assert running.failed == []
-    running.output.close()
+    running.output.topic._publisher = running.door._publisher
+    running.output.topic.close()
     node.destroy_node()
 
 
