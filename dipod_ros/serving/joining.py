@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dipod_ros.serving import taking_up
 from dipod_ros.serving.course import Course
 from dipod_ros.serving.following import FollowingGuard
+from dipod_ros.serving.notices import Notices
 from dipod_ros.serving.observation import Sample
 from dipod_ros.serving.safety import SafetyFilter
 from dipod_ros.serving.stillness import Stillness
@@ -20,13 +21,16 @@ class Joining:
         self,
         course: Course,
         following: FollowingGuard,
-        still: Stillness,
         safety: SafetyFilter,
+        notices: Notices,
         trajectory: bool,
         clock: Callable[[], float],
     ) -> None:
-        """Take the command, and what tells where the arm is; `trajectory` where plans are sent."""
-        self._course, self.following, self.still = course, following, still
+        """Take the command, what knows whether the arm follows, and who is told.
+
+        `trajectory` where whole plans are sent.
+        """
+        self._course, self.following, self.still = course, following, Stillness(notices)
         self._limits, self._dt = safety.limits, safety.dt
         self._trajectory, self._clock = trajectory, clock
         self._vouched = False  # a world said where it put the arm, which stands there

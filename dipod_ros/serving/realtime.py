@@ -26,7 +26,6 @@ from dipod_ros.serving.outcome_guard import OutcomeGuard
 from dipod_ros.serving.pacing import LEAD, Pacing
 from dipod_ros.serving.safety import FOLLOWING, STALE
 from dipod_ros.serving.stamp_guard import StampGuard
-from dipod_ros.serving.stillness import Stillness
 from dipod_ros.serving.stops import Stops
 from dipod_ros.serving.stream_watch import StreamWatch
 from dipod_ros.serving.tick_grid import TickGrid
@@ -41,48 +40,26 @@ class RealTimeLoop(Loop):
     def __init__(self, *args, **kwargs) -> None:
         """Take what `Loop` takes."""
         super().__init__(*args, **kwargs)
-        config, dt = self.config, self.safety.dt
+        course, safety, notices = self.course, self.safety, self.notices
+        config, limits, dt = self.config, safety.limits, safety.dt
         topic, max_age_s = config.joint_topic, config.joint_max_age_s
-        self._watch = DecisionWatch(config.watchdog_s, self.safety, self.notices, self.clock)
-        self._trajectory = config.interface == 'trajectory'
-        self.grid = TickGrid(dt, LEAD[config.interface], self._trajectory, self.clock)
+        self._trajectory = trajectory = config.interface == 'trajectory'
+        self._watch = DecisionWatch(config.watchdog_s, safety, notices, self.clock)
+        self.grid = TickGrid(dt, LEAD[config.interface], trajectory, self.clock)
         self.buffer.judge = StampGuard(config.stamp_tolerance_s, topic, self.grid.robot_ns).judge
         self._outcomes = OutcomeGuard(
-            config.stamp_tolerance_s, self.log.patience_s, topic, self.grid, self.notices
+            config.stamp_tolerance_s, self.log.patience_s, topic, self.grid, notices
         )
         self.pacing = Pacing(config, dt, self.grid, self.engine_latency)
-        self.following = FollowingGuard(config.following, self.safety.limits, dt, self.notices)
-        self._joining = Joining(
-            self.course,
-            self.following,
-            Stillness(self.notices),
-            self.safety,
-            self._trajectory,
-            self.clock,
-        )
-        self._commits = Commits(
-            self.course, self.grid, self.pacing, self.following, self.safety, self._trajectory
-        )
-        streams = StreamWatch(self.buffer, self.notices, topic, max_age_s, self.clock)
+        self.following = follow = FollowingGuard(config.following, limits, dt, notices)
+        self._joining = Joining(course, follow, safety, notices, trajectory, self.clock)
+        self._commits = Commits(course, self.grid, self.pacing, follow, safety, trajectory)
+        streams = StreamWatch(self.buffer, notices, topic, max_age_s, self.clock)
+        acts = course, self.agent
         self._episodes = EpisodeBounds(
-            self.course,
-            self.agent,
-            self.log,
-            streams,
-            self._joining,
-            self.notices,
-            config,
-            self.safety.limits,
+            *acts, self.log, streams, self._joining, notices, config, limits
         )
-        self._stops = Stops(
-            self.course,
-            self.agent,
-            self.safety,
-            streams,
-            self._episodes,
-            self.following,
-            self._newest_stamp_ns,
-        )
+        self._stops = Stops(*acts, safety, streams, self._episodes, follow, self._newest_stamp_ns)
         self._sent: object = None  # the plan that was sent last
 
     def on_outcome(self, outcome: Outcome) -> None:
