@@ -55,7 +55,8 @@ class Course:
         """Whether the command has come to its end."""
         plan = self.timeline.plan
         return plan is None or (
-            plan.chunk_start is None and self.tick > plan.start + len(plan.motion.points)
+            plan.chunk_start is None
+            and self.tick > plan.start + len(plan.motion.points) - plan.unsaid
         )
 
     @property
