@@ -85,15 +85,10 @@ class RealTimeLoop(Loop):
         return self._stops.late_stream
 
     def stop(self) -> None:
-        """Brake and decide nothing more; `at_rest` tells when it is done."""
+        """Brake and decide nothing more; `stopped` tells when it is done."""
         with self.wake:
             self._stops.stopping = True
             self.wake.notify_all()
-
-    @property
-    def at_rest(self) -> bool:
-        """Whether the command has come to its end."""
-        return self.course.at_rest
 
     @property
     def stopped(self) -> bool:

@@ -221,4 +221,4 @@ def test_who_hears_a_stop_does_not_wait_for_a_plan_that_is_being_published(runni
     door.open()
     executor.join()
     assert heard
-    assert running.wait(lambda: loop.at_rest)
+    assert running.wait(lambda: loop.course.at_rest)

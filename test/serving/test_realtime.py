@@ -461,7 +461,7 @@ def test_a_policy_that_waits_for_a_stream_in_vain_can_be_replaced(world):
     bench.agent._swap = swap
     swap.offer(deep, deep.manifest, 'parameter')
     world.run(3 * HORIZON)
-    assert bench.agent.policy is deep and loop.at_rest
+    assert bench.agent.policy is deep and loop.course.at_rest
     world.position = world.setpoints[-1]  # the arm is where it was told to stand
     before = bench.agent.number
     swap.offer(first, first.manifest, 'rollback')

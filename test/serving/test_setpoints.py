@@ -163,7 +163,7 @@ def test_it_brakes_within_the_limits_and_stands(make_player, reason):
     player.run(1.5)
     assert_within_limits(player.path, player.stream.step_s, player.bench.limits)
     assert player.setpoints[-1].resting and not player.setpoints[-1].velocity.any()
-    assert player.loop.at_rest or reason == 'no decisions'
+    assert player.loop.course.at_rest or reason == 'no decisions'
     counts = player.bench.safety.counts
     assert counts[safety.ESTOP] == (reason == 'estop')
     assert counts[safety.UNDERRUN] == (reason in ('silence', 'no decisions'))
