@@ -64,7 +64,10 @@ class Joining:
     def take_up(self, joints: Sample) -> None:
         """Bring the command of an arm that did not follow to where the arm stands."""
         course = self._course
-        if course.timeline.plan is None or not (course.stands and self.still.stands):
+        # A reset that puts the arm elsewhere forgets the stop, and where the command is.
+        if not self.following.stopped or course.timeline.plan is None:
+            return
+        if not (course.stands and self.still.stands):
             return
         position, end = joints.values, course.timeline.command(course.tick)
         if self.following.wants(position, end) and course.start_place.allows(position):

@@ -18,7 +18,7 @@ from dipod_ros.serving.decision_watch import DecisionWatch
 from dipod_ros.serving.decisions import Outcome
 from dipod_ros.serving.episode_bounds import EpisodeBounds
 from dipod_ros.serving.episode_hold import RESET as WAITS_FOR_RESET
-from dipod_ros.serving.following import FollowingGuard
+from dipod_ros.serving.following import PATIENCE, PATIENCE_WITH_RESETS, FollowingGuard
 from dipod_ros.serving.forecast import roll_forward
 from dipod_ros.serving.joining import Joining
 from dipod_ros.serving.loop import Command, Decided, Loop, Thought
@@ -51,7 +51,9 @@ class RealTimeLoop(Loop):
             config.stamp_tolerance_s, self.log.patience_s, topic, self.grid, notices
         )
         self.pacing = Pacing(config, dt, self.grid, self.engine_latency)
-        self.following = follow = FollowingGuard(config.following, limits, dt, notices)
+        patience = PATIENCE_WITH_RESETS if config.reset_teleports else PATIENCE
+        follow = FollowingGuard(config.following, limits, dt, notices, patience)
+        self.following = follow
         self._joining = Joining(course, follow, safety, notices, trajectory, self.clock)
         self._commits = Commits(course, self.grid, self.pacing, follow, safety, trajectory)
         streams = StreamWatch(self.buffer, notices, topic, max_age_s, self.clock)
