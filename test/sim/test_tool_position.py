@@ -63,7 +63,7 @@ def test_a_urdf_without_its_meshes_will_do(tmp_path):
     [
         ('sim/nothing.xml', 'hand', ['shoulder'], 'is no file'),
         ('sim', 'hand', ['shoulder'], 'is no file'),
-        ('README.md', 'hand', ['shoulder'], 'cannot read'),
+        ('README.md', 'hand', ['shoulder'], 'is not XML'),
         ('sim/arm2.xml', 'claw', ['shoulder'], "'claw' is no site .*hand.* no body .*lower"),
         ('sim/arm2.xml', 'hand', ['shoulder', 'wrist'], "no hinge or slide .'wrist'.*elbow"),
         ('sim/arm2.xml', 'upper', ['elbow'], 'moved by none'),
