@@ -168,7 +168,7 @@ def keep_graphs(folder, limits, parameters):
     period_s = parameters.get('control_period_s', DT_NS * 1e-9)
     with contextlib.suppress(UserError):
         loader = PolicyLoader(limits, period_s, folders, engines)
-        loader.build(loader.validate(parameters.get('checkpoint', '')))
+        loader.build(loader.validate(parameters.get('checkpoint') or ''))
 
 
 class Server(NodeProcess):

@@ -116,7 +116,7 @@ def following(listener):
 @pytest.mark.alone
 @pytest.mark.parametrize(
     ('interface', 'rate_hz'),
-    [('trajectory', 0.0), ('position', 0.0), ('position', 200.0), ('velocity', 200.0)],
+    [('trajectory', 0.0), ('position', 200.0), ('velocity', 200.0)],
 )
 def test_the_simulated_controller_finds_no_violation(stack, interface, rate_hz):
     listener = stack(interface, rate_hz)
