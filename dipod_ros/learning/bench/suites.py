@@ -90,7 +90,6 @@ SUITES = {
         ('pillar_reach',),
         ('clip_0.5', 'clip_1.0', 'long', 'stale'),
         ('fpo++_q', 'dipod_0.1_q'),
-        3,
     ),
     'gait': Suite(
         'averaged large steps, and the off-policy critic, on locomotion',
