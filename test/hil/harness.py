@@ -186,6 +186,7 @@ class Server(NodeProcess):
             'joints': list(limits.joints),
             'robot': 'toy_arm',
             'ramp_in_s': 0.0,  # a test that wants its first chunk to be slow says so
+            'sole_commander': False,  # which waits for discovery; a test of it says so
             'following_rad': 0.0,  # a test whose arm goes where it is told to says so
             **{f'limits__{k}': v for k, v in limits.to_params().items()},
             **parameters,

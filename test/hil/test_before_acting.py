@@ -34,7 +34,9 @@ def server(tmp_path):
     context = make_context()
     robot = Robot(context, JOINTS)
     make_policy(0, step_rad=0.002).save(tmp_path / 'first')
-    server = Server(tmp_path, make_limits(), checkpoint='first', autostart=False)
+    server = Server(
+        tmp_path, make_limits(), checkpoint='first', autostart=False, sole_commander=True
+    )
     robot.wait_status(state='unconfigured')
     request = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE))
     assert robot.call('change_state', ChangeState, request).success

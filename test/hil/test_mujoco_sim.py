@@ -329,7 +329,7 @@ def test_the_late_scenario_brings_samples_two_periods_late(start):
 
 
 def test_an_inactive_controller_leaves_commands_alone_and_begins_again_at_the_arm(start):
-    commander, _ = start(task='none', faults__controller_inactive_s=[0.0, 3.0])
+    commander, _ = start(task='none', faults__controller_inactive_s=[0.0, 8.0])
     world = commander.worlds[0]
     commander.wait(lambda: world.joints)
     q = world.index.positions(world.joints[0])

@@ -39,7 +39,7 @@ def serve(tmp_path):
     make_policy(0, step_rad=0.002).save(tmp_path / 'first')
 
     def start(name='policy_server', **parameters):
-        given = {'checkpoint': 'first', 'lockstep': True, **parameters}
+        given = {'checkpoint': 'first', 'lockstep': True, 'sole_commander': True, **parameters}
         remaps = [] if name == 'policy_server' else [f'__node:={name}']
         servers.append(Server(tmp_path, make_limits(), remaps=remaps, **given))
         return servers[-1]
