@@ -78,7 +78,9 @@ class PositionLaw:
     settled = True  # nothing has to be brought to an end
     astray = False  # a drive that takes positions holds the arm by itself
 
-    def command(self, setpoint: Setpoint, now_s: float, closing: bool) -> np.ndarray | None:
+    def command(
+        self, setpoint: Setpoint, now_s: float, closing: bool, yielding: bool = False
+    ) -> np.ndarray | None:
         """Return positions [A] (rad)."""
         return setpoint.position
 
@@ -94,6 +96,9 @@ class VelocityLaw:
     its limit and by what still stops before the position limits, seen from the measured position
     (v h + v^2 / 2 a <= room, as in policy/limits.py); its change by the acceleration limit, which
     wins: it is the only bound that a drive cannot exceed without a jerk.
+
+    While the arm is to be left where it is (`yielding`) nothing is made up for, and once the
+    setpoint has come to rest the velocity is 0, whatever way the setpoint goes to the arm.
     """
 
     astray = False  # what the arm is off by is made up for within the limits
@@ -104,20 +109,31 @@ class VelocityLaw:
         self._change = limits.acceleration * step_s
         self._past = SetpointMemory(step_s, joints.max_age_s + MEMORY_SLACK_S)
         self._last = np.zeros(len(limits.joints))
+        self._left = False  # where it is: the setpoint stood while yielding
 
     @property
     def settled(self) -> bool:
         """Whether the last command was to stand still."""
         return not self._last.any()
 
-    def command(self, setpoint: Setpoint, now_s: float, closing: bool) -> np.ndarray | None:
-        """Return velocities [A] (rad/s); when `closing`, those that come to zero."""
-        self._past.add(setpoint)
-        wanted = setpoint.velocity
+    def command(
+        self, setpoint: Setpoint, now_s: float, closing: bool, yielding: bool = False
+    ) -> np.ndarray | None:
+        """Return velocities [A] (rad/s); when `closing`, those that come to zero.
+
+        When `yielding`, those of the setpoint until it stands, then zero: the arm is left alone.
+        """
+        self._left = yielding and (self._left or setpoint.resting)
+        if yielding:
+            self._past.clear()  # the setpoint goes on from somewhere else
+        else:
+            self._past.add(setpoint)
+        wanted = np.zeros_like(self._last) if self._left else setpoint.velocity
         low, high = -self._limits.velocity, self._limits.velocity
         measured = None if closing else self._joints.position(now_s)
         if measured is not None:
-            wanted = wanted + self._gain * self._apart(measured, setpoint, now_s)
+            if not yielding:
+                wanted = wanted + self._gain * self._apart(measured, setpoint, now_s)
             high = np.minimum(high, self._stopping_speed(self._limits.upper - measured.values))
             low = np.maximum(low, -self._stopping_speed(measured.values - self._limits.lower))
         return self._to(np.clip(wanted, low, high))

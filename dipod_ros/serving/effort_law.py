@@ -62,7 +62,9 @@ class EffortLaw:
         """Whether the arm was let go."""
         return self._released
 
-    def command(self, setpoint: Setpoint, now_s: float, closing: bool) -> np.ndarray | None:
+    def command(
+        self, setpoint: Setpoint, now_s: float, closing: bool, yielding: bool = False
+    ) -> np.ndarray | None:
         """Return torques [A] (N m), None while an arm that was let go is not taken up.
 
         When `closing`, the arm is held at the setpoint until it stands, then let go.

@@ -86,6 +86,11 @@ class RealTimeLoop(Loop):
         """Why the arm goes slowly, '' when it does not."""
         return self._stops.late_stream
 
+    @property
+    def yielding(self) -> bool:
+        """Whether the arm is to be left where it is, rather than held where the command is."""
+        return self._stops.yielding
+
     def stop(self) -> None:
         """Brake and decide nothing more; `stopped` tells when it is done."""
         with self.wake:

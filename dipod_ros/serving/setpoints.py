@@ -19,6 +19,7 @@ import numpy as np
 from dipod_ros.errors import UserError
 from dipod_ros.serving.pacing import LEAD
 from dipod_ros.serving.realtime import RealTimeLoop
+from dipod_ros.serving.timeline import Plan
 
 NS_PER_S = 1_000_000_000
 # Allowed rates of a command stream, Hz.
@@ -86,6 +87,14 @@ class SetpointStream:
     def playing(self) -> bool:
         """Whether there is a plan to play."""
         return self._tick is not None
+
+    @property
+    def current(self) -> bool:
+        """Whether the segment being played is still that of the present plan."""
+        plan = self._course.timeline.plan
+        if plan is None or self._tick is None:
+            return False
+        return np.array_equal(self._points, _segment(plan, self._tick))
 
     def next_s(self) -> float:
         """Return when (steady clock) `prepare` or `sample` has something to do."""
@@ -165,7 +174,7 @@ class SetpointStream:
         if plan is None:
             self._tick = None
             return
-        points = np.stack([plan.point(k) for k in (tick - 1, tick, tick + 1)])
+        points = _segment(plan, tick)
         if self._tick is not None and not np.array_equal(points[:2], self._points[1:]):
             into_ns = 0  # the command was put elsewhere, where it stands: begin with that
         self._points, self._tick, self._into_ns = points, tick, into_ns
@@ -192,3 +201,8 @@ class SetpointStream:
         """Return where on the spline the robot's clock is, counted from tick 0."""
         grid = self._loop.grid
         return grid.now_ns() - grid.tick_ns(0) - self._delay_ns
+
+
+def _segment(plan: Plan, tick: int) -> np.ndarray:
+    """Return the control points [3, A] (rad) of the segment that begins at a tick."""
+    return np.stack([plan.point(k) for k in (tick - 1, tick, tick + 1)])

@@ -18,6 +18,7 @@ CLOCK_SET = 'clock set'
 RESET = 'reset'
 WAITING = 'waiting for a reset'
 UNCOUNTED = (STOPPING, RESET, WAITING)  # the arm stands by somebody's will
+YIELDING = (ESTOP, FOLLOWING)  # the command comes to the arm, wherever that was moved to
 
 
 class Stops:
@@ -41,6 +42,11 @@ class Stops:
         self.stopping = False  # for good
         self.anew = False  # decide now, whatever is left of the chunk
         self.late_stream = ''  # why the arm goes slowly, '' when it does not
+
+    @property
+    def yielding(self) -> bool:
+        """Whether the arm is to be left where it is, rather than held where the command is."""
+        return self.held in YIELDING
 
     def forbid_decisions(self) -> bool:
         """Tell whether there is a reason not to decide now."""
