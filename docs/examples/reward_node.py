@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Says what an arm's episodes earn: 1 when `tip` is at `goal` in time, else 0. To copy and change.
 
-    python3 reward_node.py --ros-args -p seconds:=4.0
+    python3 reward_node.py --ros-args --params-file my_arm.yaml -p seconds:=4.0
     ros2 service call /reward/begin std_srvs/srv/Trigger      # the scene is ready
 
 Between episodes a policy server with `hold_between_episodes` waits; whoever resets the scene calls
@@ -24,6 +24,7 @@ from std_msgs.msg import Float64MultiArray, MultiArrayDimension, String
 from std_srvs.srv import Trigger
 
 LABEL = 'stamp_s,episode,reward,success,terminated,truncated,reset'
+CLOCK_SET_S = 0.5  # a stamp so far before the newest comes of a clock that was set
 LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 OURS = 'service ~/estop'  # how the policy server names a stop by its service
 
@@ -37,6 +38,8 @@ class Reward(Node):
         self.seconds = declare('seconds', 4.0).value  # an episode that takes longer has failed
         self.tolerance_m = declare('tolerance_m', 0.025).value
         self.every_s = declare('every_s', 0.04).value  # outcomes: well below outcome_timeout_s
+        # Of the arm, from its robot file; without them every joint state counts.
+        self.joints = {joint for joint in declare('joints', ['']).value if joint}
         self.episode, self.running, self.since_s, self.told_s = -1, False, 0.0, 0.0
         self.points, self.now_s = {}, None
         self.stopped = None  # why the arm is stopped, '' where it is not; None before we know
@@ -95,8 +98,16 @@ class Reward(Node):
         return ''
 
     def on_joints(self, msg):
-        """Go by the stamps of the joint states: outcomes are dated by them, by no other clock."""
-        self.now_s = msg.header.stamp.sec + msg.header.stamp.nanosec * 1e-9
+        """Go by the stamps of the joint states: outcomes are dated by them, by no other clock.
+
+        Outcomes have to come in the order of their stamps, also where a gripper publishes its joint
+        states here too and is a moment behind.
+        """
+        now_s = msg.header.stamp.sec + msg.header.stamp.nanosec * 1e-9
+        late = self.now_s is not None and -CLOCK_SET_S < now_s - self.now_s < 0.0
+        if late or not self.joints <= set(msg.name):
+            return
+        self.now_s = now_s
         if not self.running or 0.0 <= self.now_s - self.told_s < self.every_s:
             return
         self.told_s = self.now_s
