@@ -150,6 +150,10 @@ class DecisionLog:
             entry.spoiled = True
         return bool(spoiled) or stamp_ns <= self._out_ns + SAME_STAMP_NS
 
+    def clock_was_set(self) -> None:
+        """Forget stamps of another time: they judge nothing that is decided from now on."""
+        self._judged_ns, self._out_ns = None, 0
+
     def conclude(self, stamp_ns: int) -> int:
         """End the episode at an outcome that was judged; return how many decisions are forgotten.
 

@@ -77,6 +77,7 @@ class EpisodeBounds:
         """Forget stamps of another time."""
         self.hold.clock_was_set()
         self.order.clock_was_set()
+        self._log.clock_was_set()
         reset, self._overtaken_reset = self._overtaken_reset, None
         if reset is not None:
             self.take(reset, joint_sample)  # a world that began again: it had not been overtaken

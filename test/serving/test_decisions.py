@@ -98,6 +98,21 @@ def test_flush_gives_out_what_ended_without_a_verdict(log):
     assert record.interrupted
 
 
+def test_stamps_of_a_clock_that_was_set_back_judge_nothing(log):
+    log.begin(decision(0), 100 * PERIOD_NS)
+    log.end(101 * PERIOD_NS, DONE, interrupted=True)
+    log.judge(Outcome(101 * PERIOD_NS, 0))
+    assert len(log.finished()) == 1
+    log.clock_was_set()
+    log.begin(decision(1), PERIOD_NS)
+    log.end(2 * PERIOD_NS, DONE)
+    assert not log.spoil(50 * PERIOD_NS)  # of what is out, nothing is of this time
+    assert log.finished() == []
+    log.judge(Outcome(2 * PERIOD_NS, 0, reward=1.0, terminated=True))
+    (record,) = log.finished()
+    assert (record.reward, record.terminated, record.interrupted) == (1.0, True, False)
+
+
 def test_records_come_in_order(log, clock):
     log.begin(decision(0), 0)
     log.end(PERIOD_NS, DONE)

@@ -148,3 +148,19 @@ def test_a_world_that_begins_again_at_an_earlier_time_is_heard(make_world, back_
     judged(world, 300)
     assert not refused(world)
     assert world.loop.log.current is not None
+
+
+def test_outcomes_of_before_a_clock_was_set_back_judge_nothing_since(world):
+    """What nobody judged since is not learned from, and what is judged late gets its reward."""
+    judged(world, 3 * HORIZON)
+    before = [r.seq for r in world.loop.finished_records(flush=True)]
+    world.skew_s -= 50.0
+    world.run(3 * HORIZON)
+    assert any('clock was set' in text for _, text in world.bench.told)
+    late = [r for r in world.loop.finished_records() if r.seq > before[-1] + 1]
+    assert late == []
+    say(world, ago_s=HORIZON * DT, reward=1.0)
+    world.run(2 * HORIZON)
+    say(world)
+    records = world.loop.finished_records()
+    assert sum(r.reward for r in records if not r.interrupted) == 1.0
