@@ -150,6 +150,11 @@ class DecisionLog:
             entry.spoiled = True
         return bool(spoiled) or stamp_ns <= self._out_ns + SAME_STAMP_NS
 
+    def doubt(self) -> None:
+        """Mark all that is not out: an outcome is about it, or is not, and nobody knows."""
+        for entry in self._open:
+            entry.spoiled = True
+
     def clock_was_set(self) -> None:
         """Forget stamps of another time: they judge nothing that is decided from now on."""
         self._judged_ns, self._out_ns = None, 0

@@ -54,7 +54,11 @@ class EpisodeBounds:
         course = self._course
         self.order.take(outcome)
         self._overtaken_reset = None
-        self._log.judge(outcome)
+        if outcome.stamp_ns:
+            self._log.judge(outcome)
+            self._notices.clear('undated', 'outcomes are dated again')
+        else:
+            self._take_undated(outcome, joint_sample())
         waited = self.hold.waiting
         if self.hold.take(outcome):
             self._end(outcome.stamp_ns)
@@ -113,9 +117,24 @@ class EpisodeBounds:
         if matters:
             self.order.refuse()
 
+    def _take_undated(self, outcome: Outcome, joints: Sample | None) -> None:
+        """Learn from nothing that an outcome without a stamp may be about; it acts all the same."""
+        self._log.doubt()
+        if outcome == Outcome(0, outcome.episode, reset=True):
+            return  # by hand, perhaps: to begin an episode takes no date
+        unstamped = joints is not None and not joints.stamp_ns
+        why = (
+            'joint states carry no stamp: nothing is learned until their driver stamps them'
+            if unstamped
+            else 'they carry no stamp: nothing is learned until their sender copies that of the '
+            'newest joint state'
+        )
+        self._notices.set('undated', f'outcomes cannot be dated: {why}')
+
     def _end(self, stamp_ns: int) -> None:
         """End the episode; whoever waits for the next one brakes."""
-        self._agent.withdraw(self._log.conclude(stamp_ns))
+        if stamp_ns:
+            self._agent.withdraw(self._log.conclude(stamp_ns))
         self._course.end(stamp_ns)
         self._course.generation += 1
 
