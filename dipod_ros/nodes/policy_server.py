@@ -185,6 +185,7 @@ class PolicyServer(ManagedNode):
         if parts.threads is not None and not parts.threads.stop():
             self.get_logger().error('a thread of the server did not end in time')
         parts.threads = parts.loop = None
+        self._notices.forget()
         if parts.buffer is not None:
             parts.buffer.trust()
         self._episodes.halted()

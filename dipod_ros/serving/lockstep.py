@@ -170,9 +170,13 @@ class LockstepLoop(Loop):
                 f'the world advanced by {elapsed_s:.4f} s, which is no multiple of '
                 f'control_period_s {self.safety.dt}: give both the same control period',
             )
+        else:
+            self.notices.clear('period', 'the world advances by whole control periods again')
         plan = self.timeline.plan
         outran = plan.chunk_start is not None and self.tick + periods > plan.chunk_end
-        if outran and not plan.motion.altered:
+        if not outran:
+            self.notices.clear('horizon', 'the world advances no further than the chunks again')
+        elif not plan.motion.altered:
             self.notices.set(
                 'horizon',
                 f'the world advanced {periods} control periods, the chunk had '

@@ -43,6 +43,11 @@ class Notices:
         """Tell of something that happened once and does not last."""
         self._listener(True, text)
 
+    def forget(self) -> None:
+        """Drop all problems untold: whoever met them acts no more, and would not see them end."""
+        with self._lock:
+            self._active.clear()
+
     @property
     def active(self) -> list[str]:
         """The texts of all problems at hand."""

@@ -4,6 +4,7 @@
 import json
 import sys
 import threading
+import time
 
 import pytest
 
@@ -177,3 +178,21 @@ def test_each_configure_acts_under_another_name(make):
         assert server._parts.agent.name == names[-1]
         assert server.trigger_cleanup() == OK
     assert names[0] != names[1] and all(n.startswith('left_arm-') for n in names)
+
+
+def test_problems_of_an_activation_end_with_it(make):
+    server = make(sole_commander=False)
+    assert server.trigger_configure() == OK
+    for _ in range(2):
+        assert server.trigger_activate() == OK
+        assert server._notices.active == []
+        wait_for(lambda: any('joint_states' in text for text in server._notices.active))
+        assert server.trigger_deactivate() == OK
+        assert server._notices.active == []
+
+
+def wait_for(condition, seconds=60.0):
+    end_s = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.05)

@@ -95,13 +95,17 @@ def test_a_world_that_outruns_the_chunk_finds_the_arm_braked_and_is_told(bench):
     second = answer(bench, 40 * DT_NS).plan
     np.testing.assert_array_equal(second.previous, first.motion.points[-1])
     np.testing.assert_allclose(second.velocity(second.start, 0.04), 0.0, atol=1e-12)
-    assert any('lockstep_steps' in text for _, text in bench.told)
+    assert any('lockstep_steps' in text for text in bench.notices.active)
+    answer(bench, 41 * DT_NS)
+    assert bench.notices.active == []
 
 
 def test_another_control_period_is_named(bench):
     answer(bench, 0, episode=-1, reset=True)
     answer(bench, CHUNK_NS + DT_NS // 3)
-    assert any('control_period_s' in text for _, text in bench.told)
+    assert any('control_period_s' in text for text in bench.notices.active)
+    answer(bench, 2 * CHUNK_NS + DT_NS // 3)
+    assert bench.notices.active == []
 
 
 def test_a_record_has_the_reward_of_its_own_interval(bench):
