@@ -6,7 +6,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from rclpy.lifecycle import LifecycleNode
 
@@ -18,6 +17,7 @@ from dipod_ros.nodes._policy_server_params import PolicyServerParams
 from dipod_ros.nodes._policy_server_threads import ServerThreads
 from dipod_ros.nodes._policy_server_workspace import make_workspace
 from dipod_ros.policy.limits import JointLimits
+from dipod_ros.policy.model_dirs import folders_of
 from dipod_ros.resources import share_dir
 from dipod_ros.ros.scheduling import RealTimePriority
 from dipod_ros.serving.agent import Agent
@@ -64,8 +64,8 @@ def make_safety(p: PolicyServerParams, limits: JointLimits) -> SafetyFilter:
 
 
 def make_loader(p: PolicyServerParams, limits: JointLimits) -> PolicyLoader:
-    """Return what finds and builds checkpoints; raises UserError without an engine."""
-    folders = [share_dir() / 'models', *(Path(d).expanduser() for d in p.model_dirs)]
+    """Return what finds and builds checkpoints; raises UserError without engine or folders."""
+    folders = [share_dir() / 'models', *folders_of(p.model_dirs)]
     engines = EngineFactory(p.engine, p.threads, p.precision, guided=p.seam == 'rtc')
     return PolicyLoader(limits, p.control_period_s, folders, engines)
 

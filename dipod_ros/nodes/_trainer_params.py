@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from dipod_ros.errors import UserError
 from dipod_ros.policy import checkpoint as ckpt
+from dipod_ros.policy.model_dirs import folder_of, folders_of
 from dipod_ros.resources import share_dir
 from dipod_ros.ros.params import param
 
@@ -112,8 +113,8 @@ def open_run(p: TrainerParams) -> TrainingRun:
     """
     if not p.checkpoint:
         raise UserError('parameter checkpoint is empty: name the flow policy to start from')
-    run_dir = Path(p.run_dir).expanduser()
-    folders = [share_dir() / 'models', run_dir, *(Path(d).expanduser() for d in p.model_dirs)]
+    run_dir = folder_of(p.run_dir, 'run_dir')
+    folders = [share_dir() / 'models', run_dir, *folders_of(p.model_dirs)]
     initial = ckpt.resolve(p.checkpoint, folders)
 
     import torch

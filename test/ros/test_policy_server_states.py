@@ -18,6 +18,7 @@ from std_msgs.msg import String  # noqa: E402
 from dipod_ros.errors import UserError  # noqa: E402
 from dipod_ros.nodes import _policy_server_parts as parts  # noqa: E402
 from dipod_ros.nodes import policy_server  # noqa: E402
+from dipod_ros.nodes._trainer_params import TrainerParams, open_run  # noqa: E402
 from dipod_ros.nodes.policy_server import PolicyServer  # noqa: E402
 from dipod_ros.policy.spec import Stream  # noqa: E402
 from dipod_ros.ros.lifecycle import OK  # noqa: E402
@@ -131,6 +132,16 @@ def test_a_start_of_its_own_accord_that_fails_of_a_bug_says_so(make, monkeypatch
 def test_a_parameter_that_names_no_topic_is_the_users_mistake(make, parameter):
     with pytest.raises(UserError, match=f"{parameter} is 'my arm', which is no name of a ROS"):
         make(**{parameter: 'my arm'})
+
+
+@pytest.mark.parametrize('name', ['', ' ', '/'])
+def test_no_parameter_lets_checkpoints_come_from_everywhere(make, name):
+    """An empty name, of a launch argument left empty, would be the working directory."""
+    with pytest.raises(UserError, match='model_dirs'):
+        make(model_dirs=[name])
+    for given in ({'model_dirs': (name,)}, {'run_dir': name}):
+        with pytest.raises(UserError, match=next(iter(given))):
+            open_run(TrainerParams(checkpoint='reach_flow', **given))
 
 
 def without_opencv(monkeypatch):
