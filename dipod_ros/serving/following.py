@@ -68,7 +68,7 @@ class FollowingGuard:
     ) -> None:
         """Take the limits, the control period in seconds, whom to tell, and how long to wait."""
         self._patience = patience
-        self._config, self._limits, self._dt, self._notices = config, limits, dt, notices
+        self.config, self._limits, self._dt, self._notices = config, limits, dt, notices
         self._window = math.ceil(config.lag_s / dt - 1e-9) + ROUNDING
         self._setpoints: dict[int, np.ndarray] = {}  # [A] rad by tick
         # Setpoints are remembered for as long as a joint state may be late, and the window besides.
@@ -98,14 +98,14 @@ class FollowingGuard:
 
     def judge(self, sample: Sample, seen: int, tick: int) -> None:
         """Take joint positions that show tick `seen`; `stopped` is set when the arm is astray."""
-        if not self._config.tolerance_rad or sample is self._last or seen not in self._setpoints:
+        if not self.config.tolerance_rad or sample is self._last or seen not in self._setpoints:
             return
         self._last = sample
         ticks = range(seen - self._window, seen + ROUNDING + 1)
         path = np.array([self._setpoints[k] for k in ticks if k in self._setpoints])
         away = np.maximum(sample.values - path.max(axis=0), path.min(axis=0) - sample.values)
         joint = int(np.argmax(away))
-        self._strays = [*self._strays, seen] if away[joint] > self._config.tolerance_rad else []
+        self._strays = [*self._strays, seen] if away[joint] > self.config.tolerance_rad else []
         # After a stall of the machine several may be judged at once: they are one moment.
         if len(set(self._strays)) >= self._patience:
             self._stop(joint, float(away[joint]), tick)
@@ -141,7 +141,7 @@ class FollowingGuard:
         self._stops += 1
         self._strays, self._due_tick, self._stood = [], None, None
         self.stopped = True
-        config = self._config
+        config = self.config
         self._notices.set(
             'following',
             f'the arm does not follow: joint {self._limits.joints[joint]} is {away:.2f} rad away '

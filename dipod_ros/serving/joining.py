@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+
+import numpy as np
 
 from dipod_ros.serving import taking_up
 from dipod_ros.serving.course import Course
@@ -11,7 +14,7 @@ from dipod_ros.serving.following import FollowingGuard
 from dipod_ros.serving.notices import Notices
 from dipod_ros.serving.observation import Sample
 from dipod_ros.serving.safety import SafetyFilter
-from dipod_ros.serving.stillness import Stillness
+from dipod_ros.serving.stillness import AGREE_RAD, Stillness
 
 
 class Joining:
@@ -33,6 +36,7 @@ class Joining:
         self._course, self.following, self.still = course, following, Stillness(notices)
         self._limits, self._dt = safety.limits, safety.dt
         self._trajectory, self._clock = trajectory, clock
+        self._way: taking_up.Way | None = None  # that was left to the controller last
         self._vouched = False  # a world said where it put the arm, which stands there
 
     def vouch(self) -> None:
@@ -71,7 +75,32 @@ class Joining:
             return
         position, end = joints.values, course.timeline.command(course.tick)
         if self.following.wants(position, end) and course.start_place.allows(position):
-            take_up = taking_up.wait_at if self._trajectory else taking_up.go
-            plan = take_up(course.timeline.plan, course.tick, position, self._limits, self._dt)
+            args = course.timeline.plan, course.tick, position, self._limits, self._dt
+            if self._trajectory:
+                self._way = taking_up.wait_at(*args)
+                plan = self._way.plan
+            else:
+                plan = taking_up.go(*args)
             course.timeline.replace(plan)
             self.following.placed(position, course.tick + len(plan.motion.points))
+
+    def stop(self, joints: Sample, max_age_s: float) -> None:
+        """Stop an arm that is on a way which was left to its controller."""
+        course, way = self._course, self._way
+        if way is None or way.plan is not course.timeline.plan or not way.left(course.tick):
+            return
+        if self._clock() - joints.received_s > max_age_s or not self._on(way, joints.values):
+            return
+        halt = taking_up.stop_on(way, course.tick, self._limits, self._dt)
+        self._way = None  # it is on its way for the last time
+        if halt is not None:
+            course.timeline.replace(halt.plan)
+
+    def _on(self, way: taking_up.Way, position: np.ndarray) -> bool:
+        """Tell whether an arm [A] (rad) is on a way, and not where it stood all the time."""
+        if np.max(np.abs(position - way.plan.motion.points[-1])) <= AGREE_RAD:
+            return False
+        tick, config = self._course.tick, self.following.config
+        ticks = range(max(tick - math.ceil(config.lag_s / self._dt), way.plan.start), tick + 1)
+        path = np.array([way.state(k, self._dt)[0] for k in ticks])
+        return bool(np.any(np.max(np.abs(path - position), axis=1) <= config.tolerance_rad))

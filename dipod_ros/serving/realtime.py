@@ -24,7 +24,7 @@ from dipod_ros.serving.joining import Joining
 from dipod_ros.serving.loop import Command, Decided, Loop, Thought
 from dipod_ros.serving.outcome_guard import OutcomeGuard
 from dipod_ros.serving.pacing import LEAD, Pacing
-from dipod_ros.serving.safety import FOLLOWING, STALE
+from dipod_ros.serving.safety import ESTOP, FOLLOWING, STALE
 from dipod_ros.serving.stamp_guard import StampGuard
 from dipod_ros.serving.stops import Stops
 from dipod_ros.serving.stream_watch import StreamWatch
@@ -146,6 +146,8 @@ class RealTimeLoop(Loop):
             self._episodes.stand_between(joints, self.safety.estop.latched)
             if self._stops.held == FOLLOWING:
                 self._joining.take_up(joints)
+            elif self._stops.held == ESTOP:
+                self._joining.stop(joints, self.config.joint_max_age_s)
             self._commits.count_underrun(before)
             self._watch.look()
             self.notify()

@@ -228,3 +228,62 @@ def test_a_server_that_holds_such_an_arm_can_be_stopped(make_arm, interface):
     run_until(arm, lambda: arm.loop.stopped, periods=round(arm.loop.stopping_s / DT))
     if interface == 'position':
         assert_smooth(arm.setpoints, arm.bench.limits)
+
+
+def taken_up(make_arm, ramp_in_s=0.0):
+    """Return a trajectory arm that was away, and is left the way from where its command stood."""
+    arm = make_arm('trajectory', ramp_in_s=ramp_in_s)
+    arm.run(8)
+    arm.powered = False
+    run_until(arm, lambda: stopped(arm))
+    run_until(arm, lambda: arm.loop.timeline.plan.unsaid)
+    return arm
+
+
+@pytest.mark.parametrize('parts', [0.05, 0.2, 0.35, 0.5, 0.8, 0.95])
+@pytest.mark.parametrize('late', [False, True])
+def test_an_estop_stops_an_arm_that_its_controller_takes_back(make_arm, parts, late):
+    """Its drive came back, or does so under the e-stop, while the controller was on its way."""
+    arm = taken_up(make_arm)
+    periods, end = arm.loop.timeline.plan.unsaid, arm.position
+    arm.powered = not late
+    arm.run(round(parts * periods))
+    arm.bench.safety.estop.latch('test')
+    sent = len(arm.plans)
+    if late:
+        arm.run(1)
+        assert len(arm.plans) == sent  # the arm stands
+        arm.powered = True
+    begins = len(arm.path)
+    arm.run(3 * periods)
+    assert arm.found == []
+    path = np.array(arm.path[begins:])
+    limits = arm.bench.limits
+    moved = np.abs(path - path[-1]).max(axis=1) > 1e-3
+    moving_s = DT * moved.nonzero()[0].max(initial=0) / 2  # the path is noted twice a period
+    braking_s = 2 * (limits.velocity / limits.acceleration).max() + 4 * DT
+    assert moving_s < max(braking_s, 0.4 * periods * DT) + 6 * DT
+    if parts <= 0.35:
+        assert len(arm.plans) == sent + 1
+        assert np.abs(path[-1] - end).max() > 0.02  # it is not where it would have been taken
+    np.testing.assert_allclose(path[-1], arm.controller.position, atol=1e-3)
+    assert arm.loop._stops.held == safety.ESTOP
+    # It goes on from there, once that is allowed.
+    arm.bench.safety.estop.reset()
+    before = asked(arm)
+    run_until(arm, lambda: asked(arm) > before)
+    arm.run(10)
+    assert arm.found == [] and not arm.loop.following.stopped
+
+
+def test_an_estop_tells_nothing_to_a_controller_that_holds_the_arm(make_arm):
+    arm = taken_up(make_arm)
+    held = arm.position
+    arm.powered, arm.active = True, True
+    arm.controller.halt(held)  # it was switched off and on again
+    arm.run(3)
+    arm.bench.safety.estop.latch('test')
+    sent = len(arm.plans)
+    arm.run(60)
+    np.testing.assert_array_equal(arm.position, held)
+    assert len(arm.plans) == sent and arm.found == []
