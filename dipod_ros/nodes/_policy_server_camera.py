@@ -16,6 +16,7 @@ from dipod_ros.ros import qos
 from dipod_ros.ros.messages import stamp_ns
 from dipod_ros.serving.observation import ObservationBuffer
 from dipod_ros.serving.picture import PictureError, read_compressed, read_raw
+from dipod_ros.serving.picture_decoder import PictureDecoder
 
 COMPRESSED = '/compressed'
 
@@ -24,27 +25,33 @@ def subscribe(
     node: Node,
     topic: str,
     buffer: ObservationBuffer,
-    lockstep: bool,
+    decoder: PictureDecoder | None,
     on_sample: Callable[[], None],
 ) -> Subscription:
     """Listen to a camera: CompressedImage where the topic ends in /compressed, else Image.
 
     After remapping, so that a remap alone chooses another transport. A message that cannot be used
-    is rejected with its reason; `on_sample` follows every stored one.
+    is rejected with its reason. In lockstep, without a `decoder`, pictures are decoded at once and
+    `on_sample` follows each; in real time no decision is made for a picture that came.
     """
 
     def store(msg: Image | CompressedImage) -> None:
+        stamp = stamp_ns(msg.header.stamp)
+        compressed = isinstance(msg, CompressedImage)
+        if compressed and decoder is not None:
+            decoder.give(topic, msg.data, stamp)
+            return
         try:
-            if isinstance(msg, CompressedImage):
+            if compressed:
                 picture = read_compressed(msg.data)
             else:
                 picture = read_raw(msg.height, msg.width, msg.encoding, msg.step, msg.data)
         except PictureError as error:
             buffer.reject('image', topic, str(error))
             return
-        buffer.put('image', topic, picture, stamp_ns(msg.header.stamp))
+        buffer.put('image', topic, picture, stamp)
         on_sample()
 
-    compressed = node.resolve_topic_name(topic).endswith(COMPRESSED)
-    kind = CompressedImage if compressed else Image
-    return node.create_subscription(kind, topic, store, qos.COMMAND if lockstep else qos.IMAGE)
+    kind = CompressedImage if node.resolve_topic_name(topic).endswith(COMPRESSED) else Image
+    profile = qos.COMMAND if decoder is None else qos.IMAGE
+    return node.create_subscription(kind, topic, store, profile)

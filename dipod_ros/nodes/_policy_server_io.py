@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from geometry_msgs.msg import PointStamped
@@ -24,6 +25,11 @@ from dipod_ros.serving.loop import Command
 from dipod_ros.serving.observation import ObservationBuffer
 from dipod_ros.serving.realtime import RealTimeLoop
 
+if TYPE_CHECKING:
+    from dipod_ros.serving.picture_decoder import PictureDecoder
+
+OUTCOME = Float64MultiArray, 'outcome'
+
 
 class SensorInput:
     """Subscriptions that fill the observation buffer; callbacks store and return."""
@@ -37,7 +43,10 @@ class SensorInput:
         on_sample: Callable[[], None],
         on_outcome: Callable[[Outcome], None],
     ) -> None:
-        """Listen to outcomes; `listen` adds streams. `on_sample` follows every stored sample."""
+        """Listen to outcomes, and to streams by `listen`.
+
+        `on_sample` follows every stored sample, but for pictures in real time.
+        """
         self._node = node
         self._buffer = buffer
         self._on_sample = on_sample
@@ -48,28 +57,36 @@ class SensorInput:
         self._qos = qos.STATE if lockstep else qos.SENSOR
         self._topics: dict[tuple[object, str], object] = {}
         self._velocity_topics: set[str] = set()
-        self._subscribe(Float64MultiArray, 'outcome', self._outcome, qos.OUTCOME)
+        self._decoder: PictureDecoder | None = None  # from the first camera in real time on
+        self._subscribe(*OUTCOME, self._outcome, qos.OUTCOME)
 
-    def listen(self, stream: Stream) -> None:
-        """Subscribe to what a stream needs, once per topic; raises UserError when it cannot be."""
-        if stream.source == 'command':
-            return
-        try:
-            self._listen(stream)
-        # Another type on the same topic, a name too long with its namespace, a missing OpenCV: what
-        # is raised differs between distributions and middlewares.
-        except Exception as error:
-            reason = str(error).split('\n')[0]
-            raise UserError(
-                f'stream {stream.name}: cannot listen to {stream.topic}: {reason}'
-            ) from error
+    def listen(self, streams: Iterable[Stream]) -> None:
+        """Subscribe to what streams need, once per topic, and to nothing else besides outcomes.
 
-    def _listen(self, stream: Stream) -> None:
+        Raises UserError when one of them cannot be; then nothing is given up.
+        """
+        wanted = {OUTCOME}
+        for stream in streams:
+            if stream.source == 'command':
+                continue
+            try:
+                wanted.add(self._listen(stream))
+            # Another type on the same topic, a name too long with its namespace, a missing OpenCV:
+            # what is raised differs between distributions and middlewares.
+            except Exception as error:
+                reason = str(error).split('\n')[0]
+                raise UserError(
+                    f'stream {stream.name}: cannot listen to {stream.topic}: {reason}'
+                ) from error
+        for key in self._topics.keys() - wanted:
+            self._node.destroy_subscription(self._topics.pop(key))
+
+    def _listen(self, stream: Stream) -> tuple[object, str]:
+        """Return the key of the subscription."""
         if stream.source == 'joint_velocity':
             self._velocity_topics.add(stream.topic)
         if stream.source == 'image':
-            self._listen_to_camera(stream.topic)
-            return
+            return self._listen_to_camera(stream.topic)
         kind, read = {
             'joint_position': (JointState, self._joint_state),
             'joint_velocity': (JointState, self._joint_state),
@@ -77,15 +94,19 @@ class SensorInput:
             'vector': (Float64MultiArray, self._vector),
         }[stream.source]
         topic = stream.topic
-        self._subscribe(kind, topic, lambda msg: read(topic, msg), self._qos)
+        return self._subscribe(kind, topic, lambda msg: read(topic, msg), self._qos)
 
-    def _listen_to_camera(self, topic: str) -> None:
+    def _listen_to_camera(self, topic: str) -> tuple[object, str]:
         from dipod_ros.nodes import _policy_server_camera as camera
 
-        if (camera, topic) not in self._topics:
-            self._topics[camera, topic] = camera.subscribe(
-                self._node, topic, self._buffer, self._lockstep, self._on_sample
+        key = camera, topic
+        if key not in self._topics:
+            if self._decoder is None and not self._lockstep:
+                self._decoder = camera.PictureDecoder(self._buffer)
+            self._topics[key] = camera.subscribe(
+                self._node, topic, self._buffer, self._decoder, self._on_sample
             )
+        return key
 
     def take(self) -> None:
         """Take what has arrived, where the executor's thread is kept busy by its caller."""
@@ -97,12 +118,15 @@ class SensorInput:
         for subscription in self._topics.values():
             self._node.destroy_subscription(subscription)
         self._topics.clear()
+        if self._decoder is not None:
+            self._decoder.close()
 
-    def _subscribe(self, kind: type, topic: str, callback: Callable, profile) -> None:
+    def _subscribe(self, kind: type, topic: str, callback: Callable, profile) -> tuple[object, str]:
         if (kind, topic) not in self._topics:
             self._topics[kind, topic] = self._node.create_subscription(
                 kind, topic, callback, profile
             )
+        return kind, topic
 
     def _joint_state(self, topic: str, msg: JointState) -> None:
         if not any(j in msg.name for j in self._index.joints):

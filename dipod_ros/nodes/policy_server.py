@@ -220,8 +220,7 @@ class PolicyServer(ManagedNode):
         self._episodes.look(loop)
 
     def _listen(self, streams: tuple[Stream, ...]) -> None:
-        for stream in (*streams, *own_streams(self.params)):
-            self._parts.input.listen(stream)
+        self._parts.input.listen((*streams, *own_streams(self.params)))
 
     def _on_estop(self) -> None:
         threads = self._parts.threads

@@ -77,8 +77,7 @@ class Recorder(Node):
             self, self._buffer, p.joints, False, self._on_sample, self._on_outcome
         )
         own = Stream('joints', 'joint_position', len(p.joints), JOINT_TOPIC)
-        for stream in (*spec.streams, own):
-            self._input.listen(stream)
+        self._input.listen((*spec.streams, own))
         topic = p.topic_of_commands
         self._commands = (
             CommandInput(self, p.command_source, topic, spec, self._now_ns, self._measured)

@@ -57,7 +57,7 @@ class Succession:
             swap: builds them and hands them over.
             shadow: runs one beside the acting policy.
             agent: returns who acts.
-            listen: connects the streams of a policy; raises UserError when it cannot.
+            listen: connects these streams and no others; raises UserError when it cannot.
             promotion: what the trainer's checkpoints have to pass.
             rejected: what must not act again unless asked for by name.
             say: told why a request came to nothing, and of alarms.
@@ -266,13 +266,26 @@ class Succession:
         return reason and f'{label(manifest)} was rejected: {reason}; set checkpoint to have it act'
 
     def _connected(self, manifest: Manifest, source: str) -> bool:
-        """Listen to the streams of a policy; False, and said why, when that cannot be."""
+        """Listen to the streams of a policy too; False, and said why, when that cannot be."""
         try:
-            self._listen(manifest.spec.streams)
+            self._listen((*manifest.spec.streams, *self._heard()))
         except UserError as error:
             self._say_no(f'{source}: {label(manifest)}: {error}')
             return False
         return True
+
+    def _heard(self) -> list[Stream]:
+        """Return what those look at that act or may: by a rollback, from the shadow, on their way.
+
+        What is on its way comes first: it may be taken in between.
+        """
+        manifests = [self._swap.requested, self._shadow.wanted, self._watched]
+        if self.candidate is not None:
+            manifests.append(self.candidate.manifest)
+        agent = self._agent()
+        for policy in (agent.policy, agent.previous):
+            manifests.append(None if policy is None else policy.manifest)
+        return [stream for m in manifests if m is not None for stream in m.spec.streams]
 
     def _swap_to(self, manifest: Manifest, source: str) -> bool:
         if not self._connected(manifest, source):

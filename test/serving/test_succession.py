@@ -10,6 +10,7 @@ from checkpoints import (
     HORIZON,
     make_limits,
     make_policy,
+    make_spec,
     save_fragile_checkpoint,
     save_lying_checkpoint,
 )
@@ -553,3 +554,27 @@ def test_a_shadow_changes_nothing_of_what_is_commanded(make_rig):
     assert watched.shadow.figures.compared == 8
     for a, b in zip(alone.plans, watched.plans, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_only_what_may_act_is_listened_to(rig):
+    """Who acts, who acted before, and what is on its way or in the shadow."""
+    heard = []
+    rig.succession._listen = lambda streams: heard.append({s.topic for s in streams})
+    for k in range(5):
+        extra = Stream(f'extra{k}', 'vector', 2, f'extra{k}')
+        make_policy(k, step_rad=0.002, streams=(*make_spec().streams, extra)).save(
+            rig.folder / f'with{k}'
+        )
+        rig.buffer.put('vector', extra.topic, np.zeros(2), 0)
+    rig.decide()
+    for k in range(3):
+        rig.swap_to(f'with{k}')
+    rig.announce('with3', APPROVAL)
+    assert {t for t in heard[-1] if 'extra' in t} == {'extra1', 'extra2', 'extra3'}
+    rig.succession.ask('with4')
+    expected = {'extra1', 'extra2', 'extra3', 'extra4', 'joint_states', 'goal'}
+    assert {t for t in heard[-1] if t} == expected
+    rig.wait(lambda: rig.swap.state == READY)
+    assert rig.decide() == 'with4'
+    rig.succession.ask('first')
+    assert {t for t in heard[-1] if 'extra' in t} == {'extra2', 'extra4'}
