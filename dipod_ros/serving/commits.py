@@ -54,7 +54,7 @@ class Commits:
         seen, plan = self.seen(joints), course.timeline.plan
         tick = max(self._grid.follow(course.tick), at_least)
         if tick > course.tick:
-            self._pacing.committed(course.tick - seen)
+            self._pacing.committed(course, self._grid.behind(joints, course.tick))
             if plan is not None and seen > plan.start - TRAIL + 1:
                 error = joints.values - plan.knot(seen)
                 self._tracking.observe(error, plan.velocity(seen, self._safety.dt))

@@ -221,6 +221,7 @@ class RealTimeLoop(Loop):
                 vector = roll_forward(policy.layout, *args)
             guidance = self._guidance(policy, asked, expected)
             self._watch.begin()
+            self.pacing.think()
         return Thought(self._run(vector, pictures, guidance), sample, base, asked, generation)
 
     def act(self, thought: Thought) -> tuple[Command, float] | None:
