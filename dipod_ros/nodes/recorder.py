@@ -126,10 +126,9 @@ class Recorder(Node):
                 self._jumps = self._stamps.jumps
                 self._commands.clear()
             self._commands.advance(time_ns)
-        if self._recording is not None:
-            if not self._recording.fault:
-                self._recording.take(joints)
-                self._tell_of_fault()
+        if self._recording is not None and not self._recording.fault:
+            self._recording.take(joints)
+            self._tell_of_fault()
         elif self._commands is not None:
             self._commands.curve.forget_before(time_ns)
 

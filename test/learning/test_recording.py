@@ -238,3 +238,14 @@ def test_pictures_are_kept_at_the_decisions():
     np.testing.assert_array_equal(episode.observations[:, :4], 0.0)
     full = film(Arm(config, spec, most_pictures=10))
     assert full.fault.startswith('no room for more pictures than 10')
+
+
+def test_what_is_no_good_is_not_kept():
+    short = RecordingConfig(WindowConfig(idle_rad_s=0.0), max_episode_s=1.0)
+    arm = Arm(short).run(3.0)
+    recording = arm.recording
+    assert 'max_episode_s' in recording.fault and recording.seconds > 1.0
+    kept = [recording._times, recording._positions, recording._vectors, recording._velocities]
+    assert sum(map(len, kept)) <= 2
+    with pytest.raises(Refused, match='max_episode_s'):
+        recording.finish()

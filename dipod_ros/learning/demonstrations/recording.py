@@ -110,8 +110,14 @@ class EpisodeRecording:
         return self._times[0] if self._times else None
 
     def spoil(self, reason: str) -> None:
-        """Take nothing more: it is no good. The first reason counts."""
+        """Take nothing more: it is no good. The first reason counts.
+
+        What was taken is dropped: until somebody comes to stop it, hours may pass.
+        """
         self.fault = self.fault or reason
+        del self._times[1:-1]  # the length is still told
+        for kept in (self._positions, self._velocities, self._vectors, self._pictures):
+            kept.clear()
 
     def take(self, joints: Sample) -> None:
         """Take the newest joint positions; the other streams are looked up in the buffer."""
@@ -123,17 +129,17 @@ class EpisodeRecording:
             if since_ns == 0:
                 return
             if since_ns < 0:
-                self.fault = "the robot's clock was set back"
+                self.spoil("the robot's clock was set back")
                 return
             if since_ns > self._config.joint_max_age_s * NS_PER_S:
-                self.fault = (
+                self.spoil(
                     f'no {self._config.joint_topic} for {since_ns / NS_PER_S:.2f} s '
                     f'({self._config.joint_max_age_s:g} s allowed)'
                 )
                 return
         problems = usable_problems(self._layout, self._buffer, joints)
         if problems:
-            self.fault = '; '.join(p.text for p in problems)
+            self.spoil('; '.join(p.text for p in problems))
             return
         self._times.append(time_ns)
         self._positions.append(joints.values)
@@ -142,10 +148,10 @@ class EpisodeRecording:
             self._velocities.append(velocity.values)
         # A joint state that was lost leaves two ticks to do here, both with what is seen now.
         slack_ns = round(FRESH * self._period_ns)
-        while self._tick_ns(len(self._vectors)) <= time_ns + slack_ns and not self.fault:
+        while not self.fault and self._tick_ns(len(self._vectors)) <= time_ns + slack_ns:
             self._tick(len(self._vectors), joints)
         if self.seconds > self._config.max_episode_s:
-            self.fault = f'longer than max_episode_s {self._config.max_episode_s:g}'
+            self.spoil(f'longer than max_episode_s {self._config.max_episode_s:g}')
 
     def finish(self, until_ns: int | None = None) -> Episode:
         """Return the episode, of what was so before `until_ns`; raises Refused."""
@@ -204,7 +210,7 @@ class EpisodeRecording:
             vector[place] = 0.0
         if spec.images and tick % self._config.windows.stride == 0:
             if self._most is not None and len(self._pictures) >= self._most:
-                self.fault = (
+                self.spoil(
                     f'no room for more pictures than {self._most} of this recording: record into '
                     'another output, with a larger stride, or smaller pictures'
                 )

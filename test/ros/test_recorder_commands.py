@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the recorder keeps of commands, and which it believes; a real node, spun by nobody."""
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy')
+
+import rclpy  # noqa: E402
+from checkpoints import JOINTS, LIMITS  # noqa: E402
+from std_srvs.srv import Trigger  # noqa: E402
+
+from dipod_ros.nodes.recorder import Recorder  # noqa: E402
+from dipod_ros.ros import messages  # noqa: E402
+
+pytestmark = pytest.mark.ros
+START_NS = 1000 * 10**9
+DT_NS = 20_000_000
+
+
+class Arm:
+    """An arm that is commanded to where it is, each time that it says where that is."""
+
+    def __init__(self, node):
+        self.node, self.k = node, 0
+        self.writer = messages.JointStateWriter(JOINTS)
+
+    @property
+    def now_ns(self):
+        return START_NS + self.k * DT_NS
+
+    def command(self, stamp_ns=None):
+        self.node._commands._take(
+            self.node._commands._commands, messages.commands_msg(np.zeros(3), stamp_ns)
+        )
+
+    def run(self, count):
+        for _ in range(count):
+            self.k += 1
+            self.node._input._joint_state(
+                'joint_states', self.writer.message(self.now_ns, np.zeros(3), np.zeros(3))
+            )
+            self.command(self.now_ns)
+
+
+@pytest.fixture
+def arm(tmp_path):
+    (tmp_path / 'pick.yaml').write_text(
+        'horizon: 4\nstreams:\n- {name: position, source: joint_position, topic: joint_states}\n'
+    )
+    given = {
+        'policy': str(tmp_path / 'pick.yaml'),
+        'output': str(tmp_path / 'demos.safetensors'),
+        'command_source': 'commands',
+        'max_episode_s': 1.0,
+        'stamp_tolerance_s': 0.0,  # these messages come faster than time goes by
+        'robot': 'toy_arm',
+        'joints': list(JOINTS),
+        **{f'limits.{k}': list(v) for k, v in LIMITS.items()},
+    }
+    arguments = ['--ros-args']
+    for name, value in given.items():
+        arguments += ['-p', f'{name}:={json.dumps(value)}']
+    rclpy.init(args=arguments)
+    node = Recorder()
+    yield Arm(node)
+    node.destroy_node()
+    rclpy.try_shutdown()
+
+
+def test_a_recording_that_is_no_good_and_nobody_stops_keeps_nothing(arm):
+    arm.run(5)
+    assert arm.node._on_start(Trigger.Request(), Trigger.Response()).success
+    arm.run(40)
+    assert len(arm.node._commands.curve) >= 40  # what an episode needs
+    arm.run(500)
+    assert 'max_episode_s' in arm.node._recording.fault
+    assert len(arm.node._commands.curve) < 5
+    assert arm.node._status_now()['seconds'] >= 1.0
