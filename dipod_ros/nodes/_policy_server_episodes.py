@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 
 from dipod_ros.errors import UserError
 from dipod_ros.serving.decisions import Outcome
@@ -28,10 +30,14 @@ def may_hold(hold: bool, lockstep: bool) -> bool:
 class EpisodeNews:
     """Tells once each that the next episode waits, and that it begins."""
 
-    def __init__(self, node: Node, on_change: Callable[[], None]) -> None:
-        """Take whose log it is told in, and what publishes the status."""
-        self._node, self._on_change = node, on_change
+    def __init__(self, node: Node, lockstep: bool, on_change: Callable[[], None]) -> None:
+        """Take whose log it is told in, and what publishes the status.
+
+        From here on the node refuses a `hold_between_episodes` that cannot be, when it is set.
+        """
+        self._node, self._lockstep, self._on_change = node, lockstep, on_change
         self._waiting_for = ''
+        node.add_on_set_parameters_callback(self._check)
 
     def look(self, loop: Loop) -> None:
         """Look at the loop; on the thread that decides, after its commands are out."""
@@ -48,6 +54,15 @@ class EpisodeNews:
     def halted(self) -> None:
         """Note that nobody acts any more."""
         self._waiting_for = ''
+
+    def _check(self, parameters: list[Parameter]) -> SetParametersResult:
+        for parameter in parameters:
+            if parameter.name == 'hold_between_episodes':
+                try:
+                    may_hold(bool(parameter.value), self._lockstep)
+                except UserError as error:
+                    return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
 
     def nobody_acts(self, outcome: Outcome) -> None:
         """Tell of an outcome that ends or begins an episode while the server is not active."""

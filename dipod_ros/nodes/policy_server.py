@@ -73,7 +73,7 @@ class PolicyServer(ManagedNode):
         self._noise = NoiseSource(p.noise, p.seed)
         self._actor = p.actor or self.get_fully_qualified_name()
         self._parts = Parts()
-        self._episodes = EpisodeNews(self, self._publish_status)
+        self._episodes = EpisodeNews(self, p.lockstep, self._publish_status)
         self._records = RecordOutput(self)
         EStopInput(self, self._safety.estop, self._on_estop)
         self._requests = CheckpointRequests(

@@ -191,6 +191,16 @@ def test_each_configure_acts_under_another_name(make):
     assert names[0] != names[1] and all(n.startswith('left_arm-') for n in names)
 
 
+@pytest.mark.parametrize('lockstep', [False, True])
+def test_waiting_between_episodes_is_refused_in_lockstep_when_it_is_set(make, lockstep):
+    server = make(lockstep=lockstep)
+    (result,) = server.set_parameters([Parameter('hold_between_episodes', value=True)])
+    assert result.successful is not lockstep
+    assert ('is for real time' in result.reason) is lockstep
+    assert server.get_parameter('hold_between_episodes').value is not lockstep
+    assert server.set_parameters([Parameter('hold_between_episodes', value=False)])[0].successful
+
+
 def test_problems_of_an_activation_end_with_it(make):
     server = make(sole_commander=False)
     assert server.trigger_configure() == OK
