@@ -15,6 +15,7 @@ from dipod_ros.errors import UserError
 from dipod_ros.learning.demonstrations.command_curve import CommandCurve, TrajectoryPlayer
 from dipod_ros.policy.spec import PolicySpec
 from dipod_ros.ros import messages, qos
+from dipod_ros.serving.observation import Sample
 
 # A stamp nearer to the present than this is of the robot's clock; else the receipt counts.
 SAME_CLOCK_NS = 100_000_000
@@ -30,13 +31,18 @@ class CommandInput:
         topic: str,
         spec: PolicySpec,
         now_ns: Callable[[], int],
-        measured: Callable[[], np.ndarray | None],
+        joints: Callable[[], Sample | None],
+        tolerance_s: float = 0.0,
     ) -> None:
-        """Subscribe; `now_ns` tells the robot's time, `measured` [A] (rad) where the arm is."""
+        """Subscribe.
+
+        `now_ns` tells the robot's time, `joints` the newest joint positions [A] (rad). A stamp that
+        is off theirs by more than `tolerance_s` is refused; 0 accepts all.
+        """
         self.topic = topic
         self.curve = CommandCurve()
         self._player = TrajectoryPlayer(self.curve, spec.limits, spec.control_period_s)
-        self._now_ns, self._measured = now_ns, measured
+        self._now_ns, self._joints, self._tolerance_s = now_ns, joints, tolerance_s
         self._index = messages.JointIndex(spec.joints)
         self._rejection = ''
         kind, read, profile = {
@@ -78,18 +84,38 @@ class CommandInput:
         size = len(self._index.joints)
         if positions.shape != (size,):
             raise UserError(f'{positions.size} numbers for {size} joints')
+        if stamp is not None:
+            self._check(stamp)
         self._put(self._now_ns() if stamp is None else stamp, positions)
 
     def _trajectory(self, msg: JointTrajectory) -> None:
         trajectory = messages.read_trajectory(msg, self._index)
-        measured = self._measured()
-        if measured is None:
-            raise UserError('the joint states are not there yet')
+        measured = self._arm().values
         now = self._now_ns()
         start_s = (trajectory.stamp_ns or now) / messages.NS_PER_S
         self._player.follow(
             start_s + trajectory.times_s, trajectory.positions, trajectory.velocities, now, measured
         )
+
+    def _arm(self) -> Sample:
+        joints = self._joints()
+        if joints is None:
+            raise UserError('the joint states are not there yet')
+        return joints
+
+    def _check(self, stamp_ns: int) -> None:
+        """Refuse a stamp of another clock: one of the future would hide all that come after it.
+
+        The newest joint state is what a lockstep world has for the present.
+        """
+        present_ns = self._arm().stamp_ns or self._now_ns()
+        off_s = (stamp_ns - present_ns) / messages.NS_PER_S
+        if self._tolerance_s and abs(off_s) > self._tolerance_s:
+            side = 'ahead of' if off_s > 0 else 'behind'
+            raise UserError(
+                f"their stamps are {side} the robot's clock, that of the joint states, by more "
+                f'than {self._tolerance_s:g} s'
+            )
 
     def _put(self, time_ns: int, positions: np.ndarray) -> None:
         if not np.isfinite(positions).all():

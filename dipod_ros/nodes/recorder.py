@@ -80,7 +80,15 @@ class Recorder(Node):
         self._input.listen((*spec.streams, own))
         topic = p.topic_of_commands
         self._commands = (
-            CommandInput(self, p.command_source, topic, spec, self._now_ns, self._measured)
+            CommandInput(
+                self,
+                p.command_source,
+                topic,
+                spec,
+                self._now_ns,
+                lambda: self._joints,
+                p.stamp_tolerance_s,
+            )
             if topic
             else None
         )
@@ -147,9 +155,6 @@ class Recorder(Node):
         now_s = time.monotonic()
         robot = self._stamps.stamp_ns(now_s)
         return round(now_s * NS_PER_S) if robot is None else robot
-
-    def _measured(self):
-        return None if self._joints is None else self._joints.values
 
     # Services
 

@@ -46,7 +46,7 @@ class Arm:
 
 
 @pytest.fixture
-def arm(tmp_path):
+def make_arm(tmp_path):
     (tmp_path / 'pick.yaml').write_text(
         'horizon: 4\nstreams:\n- {name: position, source: joint_position, topic: joint_states}\n'
     )
@@ -55,22 +55,28 @@ def arm(tmp_path):
         'output': str(tmp_path / 'demos.safetensors'),
         'command_source': 'commands',
         'max_episode_s': 1.0,
-        'stamp_tolerance_s': 0.0,  # these messages come faster than time goes by
         'robot': 'toy_arm',
         'joints': list(JOINTS),
         **{f'limits.{k}': list(v) for k, v in LIMITS.items()},
     }
-    arguments = ['--ros-args']
-    for name, value in given.items():
-        arguments += ['-p', f'{name}:={json.dumps(value)}']
-    rclpy.init(args=arguments)
-    node = Recorder()
-    yield Arm(node)
-    node.destroy_node()
+    nodes = []
+
+    def make(**more):
+        arguments = ['--ros-args']
+        for name, value in (given | more).items():
+            arguments += ['-p', f'{name}:={json.dumps(value)}']
+        rclpy.init(args=arguments)
+        nodes.append(Recorder())
+        return Arm(nodes[-1])
+
+    yield make
+    for node in nodes:
+        node.destroy_node()
     rclpy.try_shutdown()
 
 
-def test_a_recording_that_is_no_good_and_nobody_stops_keeps_nothing(arm):
+def test_a_recording_that_is_no_good_and_nobody_stops_keeps_nothing(make_arm):
+    arm = make_arm(stamp_tolerance_s=0.0)  # these messages come faster than time goes by
     arm.run(5)
     assert arm.node._on_start(Trigger.Request(), Trigger.Response()).success
     arm.run(40)
@@ -79,3 +85,19 @@ def test_a_recording_that_is_no_good_and_nobody_stops_keeps_nothing(arm):
     assert 'max_episode_s' in arm.node._recording.fault
     assert len(arm.node._commands.curve) < 5
     assert arm.node._status_now()['seconds'] >= 1.0
+
+
+@pytest.mark.parametrize(('off_s', 'side'), [(3600.0, 'ahead of'), (-3600.0, 'behind')])
+def test_a_command_of_another_time_is_refused_by_name_and_hides_no_other(make_arm, off_s, side):
+    arm = make_arm()
+    arm.command(START_NS)
+    assert 'the joint states are not there yet' in arm.node._commands.problem
+    arm.run(3)
+    assert not arm.node._commands.problem
+    arm.command(arm.now_ns + round(off_s * 1e9))
+    assert f"their stamps are {side} the robot's clock" in arm.node._commands.problem
+    assert any(side in problem for problem in arm.node._problems())
+    before = arm.node._commands.curve._times[-1]
+    arm.run(1)
+    assert arm.node._commands.curve._times[-1] == before + DT_NS
+    assert not arm.node._commands.problem
