@@ -116,15 +116,16 @@ class LockstepLoop(Loop):
                 self.course.end(sample.stamp_ns)
             if due:
                 policy = self.agent.begin()
-                if not policy.layout.complete_at(self.buffer, sample.stamp_ns):
+                snapshot = self.buffer.snapshot()
+                if not policy.layout.complete_at(snapshot, sample.stamp_ns):
                     # The policy that just took over needs a stream that is on its way.
                     return None
                 base = self.timeline.command(self.tick)
-                vector = policy.layout.assemble(self.buffer, base)
-                pictures = policy.layout.pictures(self.buffer)
+                vector = policy.layout.assemble(snapshot, base)
+                pictures = policy.layout.pictures(snapshot)
                 guidance = self._guidance(policy, self.tick, self.tick)
         if due:
-            sampled = self._run(vector, pictures, guidance)
+            sampled = self._run(snapshot, vector, pictures, guidance)
         with self.wake:
             if due:
                 plan = self.course.schedule(sampled, base, self.tick)

@@ -208,12 +208,13 @@ class Loop:
 
     def _run(
         self,
+        seen: Snapshot,
         observation: np.ndarray,
         pictures: Sequence[Picture] = (),
         guidance: Guidance | None = None,
     ) -> Sampled:
-        """Sample a chunk; call without holding `wake`."""
-        self._seen = self.buffer.snapshot()
+        """Sample a chunk for an observation made of what is `seen`; call without holding `wake`."""
+        self._seen = seen
         start = self.clock()
         sampled = self.agent.sample(observation, pictures, guidance)
         self.engine_latency.add(self.clock() - start)

@@ -173,7 +173,7 @@ class ObservationLayout:
         found = (buffer.problem(s.source, s.topic, s.max_age_s, s.name) for s in self.sensed)
         return [p for p in found if p is not None] + self._wrong_sizes(buffer)
 
-    def complete_at(self, buffer: ObservationBuffer, stamp_ns: int) -> bool:
+    def complete_at(self, buffer: ObservationBuffer | Snapshot, stamp_ns: int) -> bool:
         """Tell whether every stream has a sample, and the stamped ones that of `stamp_ns`."""
         for stream in self.sensed:
             sample = buffer.sample(stream.source, stream.topic)
@@ -182,6 +182,11 @@ class ObservationLayout:
             if stream.source != 'vector' and abs(sample.stamp_ns - stamp_ns) > SAME_STAMP_NS:
                 return False
         return True
+
+    def complete(self, seen: Snapshot) -> bool:
+        """Tell whether every stream has a sample of its size, whatever its age."""
+        samples = ((s, seen.sample(s.source, s.topic)) for s in self.sensed)
+        return all(sample is not None and _fits(s, sample) for s, sample in samples)
 
     def same_vector(self, other: ObservationLayout) -> bool:
         """Tell whether another policy sees the very same observation vector."""
@@ -214,7 +219,7 @@ class ObservationLayout:
             at += stream.size
         return vector
 
-    def pictures(self, buffer: ObservationBuffer) -> tuple[Picture, ...]:
+    def pictures(self, buffer: ObservationBuffer | Snapshot) -> tuple[Picture, ...]:
         """Return the newest picture of every image stream, in the order of the policy.
 
         Raises KeyError when one was never received, as `assemble`.

@@ -206,15 +206,19 @@ class RealTimeLoop(Loop):
             before, policy = self.agent.policy, self.agent.begin()
             if policy is not before and policy.layout.problems(self.buffer):
                 return None  # a policy that just took over needs a stream that is on its way
-            sample = self.joint_sample()
+            # All of it from one look: another thread goes on storing what arrives.
+            snapshot = self.buffer.snapshot()
+            if not policy.layout.complete(snapshot):
+                return None  # what arrived since `ready` is of another size: a reason to stop
+            sample = snapshot.sample('joint_position', self.config.joint_topic)
             if not self._joining.synchronise(sample, bool(stops.held)):
                 return None
             generation, seen = course.generation, self._commits.seen(sample)
             expected = self.pacing.expected_tick(course)
             asked = expected if self.config.forecast else seen
             base = self.timeline.command(asked)
-            vector = policy.layout.assemble(self.buffer, base)
-            pictures = policy.layout.pictures(self.buffer)
+            vector = policy.layout.assemble(snapshot, base)
+            pictures = policy.layout.pictures(snapshot)
             if asked > seen:
                 plan, tip, lag_s = self.timeline.plan, self.config.tip, self._commits.lag_s
                 args = (vector, sample.values, plan, seen, asked, lag_s, tip)
@@ -222,7 +226,8 @@ class RealTimeLoop(Loop):
             guidance = self._guidance(policy, asked, expected)
             self._watch.begin()
             self.pacing.think()
-        return Thought(self._run(vector, pictures, guidance), sample, base, asked, generation)
+        sampled = self._run(snapshot, vector, pictures, guidance)
+        return Thought(sampled, sample, base, asked, generation)
 
     def act(self, thought: Thought) -> tuple[Command, float] | None:
         """Plan what was thought; None when it is void by now, or came too late.
