@@ -47,7 +47,7 @@ class DecisionWatch:
             return True
         self._notices.set(
             'late',
-            f'a decision takes longer than the {horizon} control periods of its chunk: '
-            'none of it can be executed',
+            f'a decision, with the age of its joint states, takes longer than the {horizon} '
+            'control periods of its chunk: none of it can be executed',
         )
         return False

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dipod_ros.serving.clock_watch import ClockWatch
 from dipod_ros.serving.commits import Commits
 from dipod_ros.serving.decision_watch import DecisionWatch
 from dipod_ros.serving.decisions import Outcome
@@ -44,6 +45,7 @@ class RealTimeLoop(Loop):
         config, limits, dt = self.config, safety.limits, safety.dt
         topic, max_age_s = config.joint_topic, config.joint_max_age_s
         self._trajectory = trajectory = config.interface == 'trajectory'
+        self._clocks = ClockWatch(notices, dt)
         self._watch = DecisionWatch(config.watchdog_s, safety, notices, self.clock)
         self.grid = TickGrid(dt, LEAD[config.interface], trajectory, self.clock)
         self.buffer.judge = StampGuard(config.stamp_tolerance_s, topic, self.grid.robot_ns).judge
@@ -129,6 +131,7 @@ class RealTimeLoop(Loop):
                 streams = self.agent.policy.layout.stamped
                 others = (self.buffer.sample(s.source, s.topic) for s in streams)
                 self.grid.read_clocks([joints, *others])
+                self._clocks.look(self.grid.ros_lead_s)
             if not self.grid.begun and not (joints and self.grid.begin(joints, before)):
                 self._stops.check(before)
                 return None

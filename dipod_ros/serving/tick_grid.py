@@ -33,6 +33,7 @@ class TickGrid:
         # The clock that controllers go by, where the caller has one; see `read_clocks`.
         self.ros_time_ns: Callable[[], int] | None = None
         self.on_robot_time = False  # else on the steady clock: the robot stamps nothing
+        self.ros_lead_s: float | None = None  # of ROS time over joint states, None if far off
         self.late_periods = 0  # ticks that were noticed a period late or more
 
     @property
@@ -51,6 +52,7 @@ class TickGrid:
         The first sample is that of the joints; others count when they are of the same clock.
         """
         joints, *others = samples
+        self.ros_lead_s = None
         if joints is None:
             return
         if not joints.stamp_ns:
@@ -62,7 +64,10 @@ class TickGrid:
             # Messages that are all late look like a clock that is behind. Where ROS time is the
             # robot's time (one machine, or synchronised ones) it knows better; elsewhere it is far
             # off and says nothing.
-            times.append((self.ros_time_ns(), self._clock()))
+            ros = (self.ros_time_ns(), self._clock())
+            lead_ns = _ahead_ns(ros) - _ahead_ns(own)
+            self.ros_lead_s = lead_ns / NS_PER_S if abs(lead_ns) < JUMP_NS else None
+            times.append(ros)
         times = [t for t in times if abs(_ahead_ns(t) - _ahead_ns(own)) < JUMP_NS]
         self._stamps.observe(*max([own, *times], key=_ahead_ns))
 
