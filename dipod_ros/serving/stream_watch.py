@@ -39,6 +39,8 @@ class StreamWatch:
         self._clock = clock
         self._begun_s = clock()
         self._silent: Set[str] = set()  # streams that a notice is about
+        self._layout: ObservationLayout | None = None  # whose streams were looked at last
+        self._found: list[StreamProblem] = []  # among them, whether anybody heeds them or not
         self._reset: tuple[int, float] | None = None  # stamp and receipt of the last, until seen
 
     def world_was_reset(self, stamp_ns: int) -> None:
@@ -57,16 +59,19 @@ class StreamWatch:
                 text = f'stream {topic}: nothing since the reset of the world'
                 joint = StreamProblem(topic, topic, 'stale', text)
         covered = joint is None or any(p.topic == topic for p in found)
-        return found if covered else [*found, joint]
+        found = found if covered else [*found, joint]
+        self._layout, self._found = layout, found
+        return found
 
     def tell(self, problems: list[StreamProblem]) -> None:
-        """Tell, once each, which streams fell silent and which are there again."""
+        """Tell, once each, which streams fell silent and which are there again, or not needed."""
         early = self._clock() - self._begun_s < GRACE_S
         silent = {
             f'stream {p.stream}': p.text for p in problems if not (early and p.kind == 'missing')
         }
         for key in self._silent - silent.keys():
-            self._notices.clear(key, f'{key} is there again')
+            there = key in self._there()
+            self._notices.clear(key, f'{key} is there again' if there else f'{key}: not needed now')
         for key, text in silent.items():
             self._notices.set(key, text)
         self._silent = silent.keys()
@@ -83,6 +88,11 @@ class StreamWatch:
             if age is not None and age > share * max_age_s:
                 return name
         return ''
+
+    def _there(self) -> Set[str]:
+        """Return the keys of the streams that were looked at last and are no problem."""
+        names = {self._joint_topic, *(s.name for s in self._layout.sensed)}
+        return {f'stream {n}' for n in names - {p.stream for p in self._found}}
 
     def _seen_since(self, stamp_ns: int, received_s: float) -> bool:
         sample = self._buffer.sample('joint_position', self._joint_topic)
