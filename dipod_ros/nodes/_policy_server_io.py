@@ -144,6 +144,13 @@ class SensorInput:
     def _store(self, source: str, topic: str, read: Callable, msg: JointState, stamp: int) -> None:
         try:
             self._buffer.put(source, topic, read(msg), stamp)
+        except messages.MissingJointsError as error:
+            self._buffer.reject(
+                source,
+                topic,
+                f'{error}: one message has to hold them all; where several drivers publish parts, '
+                'joint_state_publisher makes one of them (source_list)',
+            )
         except messages.MessageError as error:
             self._buffer.reject(source, topic, str(error))
 

@@ -38,6 +38,10 @@ class MessageError(UserError):
     """A message whose content cannot be used; one line that says why."""
 
 
+class MissingJointsError(MessageError):
+    """A message that does not name all joints that are wanted."""
+
+
 def doubles(values: np.ndarray | Sequence[float]) -> array:
     """Return float64 numbers, flattened in C order, in the form that setters take unchecked."""
     return array('d', np.ascontiguousarray(values, dtype=np.float64).tobytes())
@@ -84,7 +88,7 @@ class JointIndex:
         if names != self._names:
             missing = [j for j in self.joints if j not in names]
             if missing:
-                raise MessageError(f'joints {missing} are not among {list(names)}')
+                raise MissingJointsError(f'joints {missing} are not among {list(names)}')
             self._pick = np.array([names.index(j) for j in self.joints], dtype=np.intp)
             self._names = list(names)
         return self._pick

@@ -38,6 +38,9 @@ ROUNDING = 1
 # that is switched on again in the middle of a try would jump.
 FIRST_WAIT_S, LONGEST_WAIT_S = 2.0, 32.0
 CALM_S = 10.0
+# A joint that is seen a whole turn away, give or take how far the arm gets meanwhile (rad), did not
+# go there: its driver tells angles between -pi and pi.
+TURN_RAD = 0.5
 
 
 @dataclass(frozen=True)
@@ -146,10 +149,19 @@ class FollowingGuard:
             'following',
             f'the arm does not follow: joint {self._limits.joints[joint]} is {away:.2f} rad away '
             f'from where it was told to be in the last {config.lag_s:g} s, more than following_rad '
-            f'{config.tolerance_rad:g}: is its controller active? Stopped; trying again later, '
-            'from where it stands',
+            f'{config.tolerance_rad:g}: {_why(away)} Stopped; trying again later, from where it '
+            'stands',
         )
 
     def _go_on(self) -> None:
         self.stopped = False
         self._notices.clear('following', 'trying again whether the arm follows')
+
+
+def _why(away_rad: float) -> str:
+    if abs(away_rad - 2 * math.pi) < TURN_RAD:
+        return (
+            'a whole turn, its driver seems to wrap angles; give the joint position limits between '
+            'the angles where it does.'
+        )
+    return 'is its controller active?'

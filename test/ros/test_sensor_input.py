@@ -18,7 +18,7 @@ from dipod_ros.errors import UserError  # noqa: E402
 from dipod_ros.nodes._policy_server_io import SensorInput  # noqa: E402
 from dipod_ros.policy.image import ImageSettings  # noqa: E402
 from dipod_ros.policy.spec import Stream  # noqa: E402
-from dipod_ros.ros.messages import time_msg  # noqa: E402
+from dipod_ros.ros.messages import JointStateWriter, time_msg  # noqa: E402
 from dipod_ros.serving.observation import ObservationBuffer  # noqa: E402
 
 pytestmark = pytest.mark.ros
@@ -91,3 +91,14 @@ def test_in_real_time_a_compressed_picture_does_not_keep_the_executor(make, monk
     assert buffer.sample('image', CAMERA.topic).stamp_ns == 7
     assert (threads == [threading.current_thread()]) is lockstep
     assert bool(came) is lockstep
+
+
+def test_joints_of_two_drivers_that_name_a_part_each_are_told_what_makes_one_of_them(make):
+    _, buffer, given, _ = make()
+    for names in (('a',), ('b', 'c')):
+        given._joint_state('joint_states', JointStateWriter(names).message(7, np.zeros(len(names))))
+        reason = buffer.rejection('joint_position', 'joint_states')
+        assert 'are not among' in reason and 'joint_state_publisher' in reason
+    given._joint_state('joint_states', JointStateWriter(('gripper',)).message(7, np.zeros(1)))
+    given._joint_state('joint_states', JointStateWriter(('b', 'a')).message(8, np.zeros(2)))
+    assert not buffer.rejection('joint_position', 'joint_states')

@@ -287,3 +287,14 @@ def test_an_estop_tells_nothing_to_a_controller_that_holds_the_arm(make_arm):
     arm.run(60)
     np.testing.assert_array_equal(arm.position, held)
     assert len(arm.plans) == sent and arm.found == []
+
+
+def test_a_driver_that_wraps_angles_is_named(make_arm):
+    """Seen a whole turn away from one joint state to the next."""
+    arm = make_arm('trajectory')
+    arm.run(8)
+    sense = arm.bench.sense
+    arm.bench.sense = lambda ns, position, **more: sense(ns, position - [2 * np.pi, 0, 0], **more)
+    run_until(arm, lambda: stopped(arm))
+    (text,) = (t for t in arm.bench.notices.active if 'does not follow' in t)
+    assert 'its driver seems to wrap angles' in text and 'controller' not in text
