@@ -101,7 +101,7 @@ class TrainerParams:
         'keeps that of a run that is resumed',
         low=-1,
     )
-    threads: int = param(1, 'threads of torch', low=1)
+    threads: int = param(1, 'threads of torch', low=1, high=256)
     nice: int = param(5, 'scheduling niceness: the server goes first', low=0, high=19)
     tensorboard: bool = param(True, 'write TensorBoard logs into run_dir')
 

@@ -19,10 +19,10 @@ from std_srvs.srv import SetBool, Trigger
 from dipod_ros.nodes._mujoco_sim_cameras import Cameras
 from dipod_ros.nodes._mujoco_sim_params import MujocoSimParams
 from dipod_ros.nodes._mujoco_sim_world import WorldTopics
+from dipod_ros.nodes._parameters import read_parameters
 from dipod_ros.ros import qos
 from dipod_ros.ros.diagnostics import Diagnostics, Level, Report
 from dipod_ros.ros.messages import NS_PER_S, Outcome, time_msg
-from dipod_ros.ros.params import declare
 from dipod_ros.ros.runtime import run_node, steady_clock
 from dipod_ros.sim.episodes import Episodes
 from dipod_ros.sim.tasks.registry import make_task
@@ -41,7 +41,7 @@ class MujocoSim(Node):
     def __init__(self) -> None:
         """Compile the worlds and publish the first observation."""
         super().__init__('mujoco_sim')
-        self.params = p = declare(self, MujocoSimParams)
+        self.params = p = read_parameters(self, MujocoSimParams)
         robot = p.robot_config()
         task = make_task(p.task, robot)
         self._period_ns = round(robot.control_period_s * NS_PER_S)

@@ -16,6 +16,7 @@ from dataclasses import replace
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 
 from dipod_ros.errors import UserError
+from dipod_ros.nodes._parameters import read_parameters
 from dipod_ros.nodes._policy_server_commanders import Commanders
 from dipod_ros.nodes._policy_server_episodes import EpisodeNews, may_hold
 from dipod_ros.nodes._policy_server_estop import EStopInput
@@ -37,7 +38,6 @@ from dipod_ros.nodes._policy_server_swap import CheckpointRequests
 from dipod_ros.policy.limits import JointLimits
 from dipod_ros.policy.spec import Stream
 from dipod_ros.ros.lifecycle import OK, ManagedNode, transition
-from dipod_ros.ros.params import declare
 from dipod_ros.ros.runtime import run_node
 from dipod_ros.ros.scheduling import RealTimePriority, use_cores
 from dipod_ros.serving.agent import Agent
@@ -58,7 +58,7 @@ class PolicyServer(ManagedNode):
         accord fails.
         """
         super().__init__('policy_server')
-        self.params = p = declare(self, PolicyServerParams)
+        self.params = p = read_parameters(self, PolicyServerParams)
         limits = JointLimits.from_params(p.joints, vars(p.limits))
         check_output(p)
         self._loop_config = loop_config(p)

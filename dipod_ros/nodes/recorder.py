@@ -24,6 +24,7 @@ from dipod_ros.learning.demonstrations.recording import (
 )
 from dipod_ros.learning.demonstrations.windows import WindowConfig
 from dipod_ros.nodes import _recorder_status as status
+from dipod_ros.nodes._parameters import read_parameters
 from dipod_ros.nodes._policy_server_io import SensorInput
 from dipod_ros.nodes._policy_server_loop import JOINT_TOPIC
 from dipod_ros.nodes._recorder_commands import CommandInput
@@ -32,7 +33,6 @@ from dipod_ros.policy.spec import Stream
 from dipod_ros.ros import qos
 from dipod_ros.ros.diagnostics import Diagnostics
 from dipod_ros.ros.messages import NS_PER_S
-from dipod_ros.ros.params import declare
 from dipod_ros.ros.runtime import run_node, steady_clock
 from dipod_ros.serving.decisions import Outcome
 from dipod_ros.serving.observation import ObservationBuffer, ObservationLayout, Sample
@@ -53,7 +53,7 @@ class Recorder(Node):
         Raises UserError when parameters are wrong, or the file is of something else.
         """
         super().__init__('recorder')
-        self.params = p = declare(self, RecorderParams)
+        self.params = p = read_parameters(self, RecorderParams)
         self.spec = spec = recorded_spec(p)
         self._config = RecordingConfig(
             WindowConfig(p.stride, p.idle_rad_s, p.clip_rad),

@@ -19,6 +19,7 @@ from std_srvs.srv import Trigger
 
 from dipod_ros.errors import UserError
 from dipod_ros.nodes import _trainer_status as status
+from dipod_ros.nodes._parameters import read_parameters
 from dipod_ros.nodes._trainer_inbox import Inbox
 from dipod_ros.nodes._trainer_params import TrainerParams, open_run
 from dipod_ros.policy import checkpoint as ckpt
@@ -26,7 +27,6 @@ from dipod_ros.policy.decision import Decision, DecisionError, decode
 from dipod_ros.ros import qos
 from dipod_ros.ros.diagnostics import Diagnostics, Report
 from dipod_ros.ros.messages import doubles, read_payload
-from dipod_ros.ros.params import declare
 from dipod_ros.ros.runtime import EXIT_BUG, EXIT_USER_ERROR, request_exit, run_node
 
 # A clamp smaller than this (rad) is round-off of float32, not an intervention.
@@ -39,7 +39,7 @@ class Trainer(Node):
     def __init__(self) -> None:
         """Open the run, announce where it stands, and start to learn."""
         super().__init__('trainer')
-        self.params = declare(self, TrainerParams)
+        self.params = read_parameters(self, TrainerParams)
         self._run = open_run(self.params)
         # torch takes a second to import: not before the parameters are known to be right.
         from dipod_ros.learning.replay import ReplayAssembler
@@ -72,6 +72,10 @@ class Trainer(Node):
             self._announce(self._checkpoint_pub, self._run.latest)
         self._announce_student()
         self._publish_status()
+        self.get_logger().info(
+            f'{self._run.run_dir}: version {self._run.learner.version}; learns from every '
+            f'{self._least} episodes on {self.resolve_topic_name("replay")}'
+        )
         self._worker = threading.Thread(target=self._work, name='learning', daemon=True)
         self._worker.start()
 

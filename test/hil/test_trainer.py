@@ -459,6 +459,7 @@ def test_a_stream_that_nothing_can_be_learned_from_is_told_of(start, actor, chan
         ({'run_dir': '/proc/run'}, 'cannot write run_dir'),
         ({'trust_region': 'none'}, 'trust_region'),
         ({'seed': -2}, 'seed'),
+        ({'demonstration': 'x'}, 'did you mean demonstrations?'),
         ({'clip': 0.0}, 'clip must be above 0'),
         ({'ema': 1.0}, 'ema must be at least 0 and below 1'),
     ],

@@ -2,6 +2,7 @@
 """A parameter table declares, checks and documents itself."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -11,11 +12,14 @@ from rclpy.node import Node  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
 
 from dipod_ros.errors import UserError  # noqa: E402
+from dipod_ros.nodes import _parameters  # noqa: E402
 from dipod_ros.nodes._mujoco_sim_params import MujocoSimParams  # noqa: E402
 from dipod_ros.nodes._policy_server_params import PolicyServerParams  # noqa: E402
 from dipod_ros.nodes._recorder_params import RecorderParams  # noqa: E402
 from dipod_ros.nodes._trainer_params import TrainerParams  # noqa: E402
-from dipod_ros.ros import params  # noqa: E402
+from dipod_ros.ros import params, unknown_parameters  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,56 @@ def test_a_bad_value_is_one_line_that_says_what_to_write(make_node, argument, me
         params.declare(make_node(argument), Table)
     assert message in str(caught.value)
     assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('table', _parameters.TABLES, ids=lambda t: t.__name__)
+@pytest.mark.parametrize(
+    ('argument', 'hint'),
+    [
+        ('promotoin:=shadow', 'promotoin: did you mean promotion?'),
+        ('hold_between_episode:=true', 'did you mean hold_between_episodes?'),
+        ('ramp_in:=3.0', 'did you mean ramp_in_s?'),
+        ('limits.velocty:=[1.0]', 'did you mean limits.velocity?'),
+        ('limits.jerk:=[1.0]', 'unknown parameter limits.jerk'),
+    ],
+)
+def test_a_misspelt_parameter_of_any_node_ends_the_start_of_every_node(
+    make_node, table, argument, hint
+):
+    with pytest.raises(UserError) as caught:
+        _parameters.read_parameters(make_node(argument), table)
+    assert hint in str(caught.value) and '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('table', _parameters.TABLES, ids=lambda t: t.__name__)
+def test_what_is_meant_for_another_node_does_not_end_the_start(make_node, monkeypatch, table):
+    warned = []
+    node = make_node(
+        'use_sim_time:=false', 'mjcf:=arm.xml', 'promotion:=shadow', 'epochs:=3',
+        'qos_overrides./outcome.subscription.depth:=3', 'update_rate:=100',
+    )  # fmt: skip
+    logger = node.get_logger()
+    monkeypatch.setattr(logger, 'warning', warned.append)
+    monkeypatch.setattr(node, 'get_logger', lambda: logger)
+    _parameters.read_parameters(node, table)
+    assert len(warned) == 1 and 'update_rate' in warned[0]
+
+
+@pytest.mark.parametrize(
+    'file',
+    [f for part in ('config', 'sim') for f in sorted((ROOT / part).rglob('*.yaml'))],
+    ids=lambda f: f.name,
+)
+def test_every_file_of_ours_is_known_to_every_node(ros, monkeypatch, file):
+    arguments = ['--ros-args', '--params-file', str(file)]
+    node = Node('mujoco_sim', context=ros, cli_args=arguments)
+    try:
+        given = node._parameter_overrides
+        monkeypatch.setattr(node, 'get_logger', None)  # a warning is a failure
+        unknown_parameters.refuse_unknown(node, _parameters.known())
+    finally:
+        node.destroy_node()
+    assert given
 
 
 def test_a_number_that_is_none_is_refused_while_running_too(make_node):
