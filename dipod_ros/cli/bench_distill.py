@@ -184,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from dipod_ros.cli.output import add_json_argument, write_json
     from dipod_ros.learning.students.distill import DistillConfig
 
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0], allow_abbrev=False)
     parser.add_argument('checkpoints', nargs='+', help='flows: shipped names or folders')
     parser.add_argument('--seeds', type=int, default=3, help='default %(default)s')
     parser.add_argument('--episodes', type=int, default=512, help='default %(default)s')

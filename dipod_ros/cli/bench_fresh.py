@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from dipod_ros.cli.bench_report import machine_facts
     from dipod_ros.cli.output import add_json_argument, write_json
 
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0], allow_abbrev=False)
     parser.add_argument('checkpoint', help='flow: a shipped name or a folder')
     parser.add_argument('--control-steps', type=int, default=60_000, help='default %(default)s')
     parser.add_argument('--episodes', type=int, default=512, help='default %(default)s')

@@ -12,6 +12,7 @@ from typing import Any
 
 from dipod_ros.cli.output import write_json
 from dipod_ros.errors import UserError
+from dipod_ros.policy.writable import require_writable
 
 OPTIONS = (
     'suite', 'seeds', 'tasks', 'methods', 'regimes', 'jobs', 'run_dir', 'report', 'minutes', 'list',
@@ -51,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         print(suites.describe())
         return 0
+    if args.report:
+        require_writable(args.report, folder=True)
     workers = 1 if args.jobs is None else args.jobs
     if workers < 1:
         raise UserError(f'--jobs must be at least 1, got {workers}')

@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from dipod_ros.cli._node_log import failure
 from dipod_ros.cli.output import write_json
 
 HELP = 'watch a policy act on a simulated arm over ROS 2 and get better'
@@ -23,6 +24,7 @@ STUDENT_EPISODES = 64
 STUDENT_TIMEOUT_S = 120.0
 START_TIMEOUT_S = 60.0
 WORLDS = 256
+MAX_BETA = 1000  # as the trainer has it
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,19 +57,26 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault('OMP_NUM_THREADS', '1')
     os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
     os.environ.setdefault('ROS_DOMAIN_ID', str(os.getpid() % 100 + 1))
-    from dipod_ros.cli.arguments import find_checkpoint, set_threads
+    from dipod_ros.cli.arguments import (
+        find_checkpoint,
+        require_at_least,
+        require_teacher,
+        set_threads,
+    )
     from dipod_ros.errors import UserError
     from dipod_ros.policy.checkpoint import read_manifest
 
     _require_rclpy()
     set_threads(1)
-    if args.minutes <= 0:
-        raise UserError(f'--minutes must be above 0, got {args.minutes}')
-    if args.eval_episodes < 1 or (args.updates is not None and args.updates < 1):
-        raise UserError('--eval-episodes and --updates must be at least 1')
+    if not 0 < args.minutes < float('inf'):
+        raise UserError(f'--minutes must be above 0 and finite, got {args.minutes}')
+    require_at_least(args, eval_episodes=1, updates=1, seed=0)
+    if not 0 <= args.beta <= MAX_BETA:
+        raise UserError(f'--beta must be within 0..{MAX_BETA}, got {args.beta}')
     if args.params_file is not None and not args.params_file.is_file():
         raise UserError(f'--params-file {args.params_file}: there is no such file')
     initial = find_checkpoint(args.checkpoint or f'{args.task}_flow')
+    require_teacher(initial)
     if read_manifest(initial).spec.task != args.task:
         raise UserError(
             f'{initial} was made for task {read_manifest(initial).spec.task}, not {args.task}'
@@ -145,8 +154,10 @@ class _Session:
 
     def hand_over_to_student(self) -> None:
         """Let the trainer distil, the server swap, and the student act for a while."""
+        from dipod_ros.errors import UserError
+
         if not self.monitor.finish_learning():
-            raise RuntimeError('the trainer offers no service to finish learning')
+            raise UserError(f'the trainer does not answer ~/finish: see {self.run_dir}/nodes.log')
         self._until(
             lambda s: s.trainer.get('state') == 'finished' and s.active.get('kind') == 'student',
             STUDENT_TIMEOUT_S,
@@ -218,9 +229,11 @@ class _Session:
                 return
             code = self._launch.poll()
             if code is not None:
+                log = self.run_dir / 'nodes.log'
+                why = failure(log)
                 raise UserError(
-                    f'the nodes ended (exit code {code}) while {phase}: see '
-                    f'{self.run_dir}/nodes.log'
+                    f'the nodes ended (exit code {code}) while {phase}'
+                    f'{": " if why else ""}{why}; see {log}'
                 )
             now = time.monotonic()
             if timeout_s is not None and now - start > timeout_s:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
+from dipod_ros.cli.arguments import require_at_least
 from dipod_ros.cli.output import add_json_argument, write_json
 
 HELP = 'record scripted demonstrations of a task'
@@ -16,9 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--robot', default='arm7', help='robot file or shipped name (%(default)s)')
     parser.add_argument('--episodes', type=int, default=300, help='default %(default)s')
     parser.add_argument('--seed', type=int, default=0, help='default %(default)s')
-    parser.add_argument(
-        '--out', metavar='FILE', help='default runs/demos/TASK.safetensors; replaced when there'
-    )
+    parser.add_argument('--out', metavar='FILE', help='default runs/demos/TASK.safetensors')
+    parser.add_argument('--overwrite', action='store_true', help='replace a file that is there')
     add_json_argument(parser)
 
 
@@ -29,10 +30,15 @@ def run(args: argparse.Namespace) -> int:
     from dipod_ros.errors import UserError
     from dipod_ros.learning.demonstrations.scripted import record
     from dipod_ros.learning.evaluate import wilson_interval
+    from dipod_ros.policy.writable import require_writable
+    from dipod_ros.sim.tasks.registry import make_task
 
-    if args.episodes < 1:
-        raise UserError(f'--episodes must be at least 1, got {args.episodes}')
-    out = args.out or f'runs/demos/{args.task}.safetensors'
+    require_at_least(args, episodes=1, seed=0)
+    make_task(args.task, args.robot)  # not known: said before there is a bar
+    out = Path(args.out or f'runs/demos/{args.task}.safetensors')
+    if out.exists() and not args.overwrite:
+        raise UserError(f'{out} is there already; choose another --out or add --overwrite')
+    require_writable(out)
     with tqdm(total=args.episodes, unit='episode', desc='demonstrating') as bar:
         demonstrations = record(args.task, args.episodes, args.seed, args.robot, bar.update)
     demonstrations.save(out)

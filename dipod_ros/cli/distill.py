@@ -10,11 +10,15 @@ from dipod_ros.cli.arguments import (
     add_threads_argument,
     find_checkpoint,
     parse_sampler,
+    require_at_least,
+    require_simulated,
+    require_teacher,
     set_threads,
 )
 from dipod_ros.cli.output import add_json_argument, write_json
 
 HELP = 'distil a flow policy into a one- to four-step student'
+MAX_STEPS = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,15 +56,21 @@ def run(args: argparse.Namespace) -> int:
     from dipod_ros.learning.vision import see_with
     from dipod_ros.policy import checkpoint as ckpt
     from dipod_ros.policy.flow import FlowPolicy
+    from dipod_ros.policy.writable import require_writable
     from dipod_ros.sim.vector_env import ChunkVectorEnv
 
     set_threads(args.threads)
-    if min(args.steps, args.episodes) < 1:
-        raise UserError('--steps and --episodes must be at least 1')
+    require_at_least(args, steps=1, episodes=1, seed=0)
     out = Path(args.out)
     if out.exists() and not args.overwrite:
         raise ckpt.CheckpointError(f'{out} exists already; choose another --out or add --overwrite')
+    require_writable(out, folder=True)
     sampler = parse_sampler(args.sampler)
+    if sampler.steps > MAX_STEPS:
+        raise UserError(
+            f'--sampler {args.sampler}: a student has at most {MAX_STEPS} steps; the flow itself '
+            'is for more'
+        )
     config = DistillConfig(
         method=args.method,
         solver=sampler.solver,
@@ -68,8 +78,11 @@ def run(args: argparse.Namespace) -> int:
         train_steps=args.steps,
         seed=args.seed,
     )
-    checkpoint = ckpt.load(find_checkpoint(args.checkpoint))
+    path = find_checkpoint(args.checkpoint)
+    require_teacher(path)
+    checkpoint = ckpt.load(path)
     teacher = FlowPolicy.from_checkpoint(checkpoint)
+    require_simulated(teacher.spec.task)
     start = time.monotonic()
     worlds = min(256, args.episodes)
     env = ChunkVectorEnv(teacher.spec.task, worlds, teacher.spec.robot, seed=0, autoreset=False)

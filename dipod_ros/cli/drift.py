@@ -13,9 +13,11 @@ from dipod_ros.cli.arguments import (
     add_threads_argument,
     find_checkpoint,
     parse_sampler,
+    require_at_least,
+    require_simulated,
     set_threads,
 )
-from dipod_ros.cli.output import add_json_argument, write_json
+from dipod_ros.cli.output import add_json_argument, write_json, writing
 from dipod_ros.errors import UserError
 
 HELP = 'measure the drift of checkpoints: likelihood, bound, gradients, few-step success'
@@ -24,6 +26,7 @@ HELP = 'measure the drift of checkpoints: likelihood, bound, gradients, few-step
 FEW_STEPS = ('euler-1', 'midpoint-1', 'midpoint-2', 'midpoint-5', 'midpoint-25')
 # Checkpoints of a run that are measured when --every does not say.
 OF_A_RUN = 5
+GROUPS = 8  # of episodes, for the gradients: gradient_alignment(groups)
 _STAGES = 5  # rollouts, likelihood, bound, G1, gradients
 
 
@@ -86,19 +89,28 @@ def run(args: argparse.Namespace) -> int:
     from dipod_ros.policy.flow import load_policy
 
     set_threads(args.threads)
-    for name, least in (
-        ('task_episodes', 2), ('samples', 1), ('eval_episodes', 0), ('every', 0)
-    ):  # fmt: skip
-        if getattr(args, name) < least:
-            raise UserError(f'--{name.replace("_", "-")} must be at least {least}')
-    if args.gradient_samples is not None and args.gradient_samples < 0:
-        raise UserError('--gradient-samples must be at least 0')
+    require_at_least(
+        args, task_episodes=2, samples=1, eval_episodes=0, every=0, gradient_samples=0, seed=0
+    )
+    if args.gradient_samples != 0 and args.task_episodes < 2 * GROUPS:
+        raise UserError(
+            f'--task-episodes must be at least {2 * GROUPS}, got {args.task_episodes}: half of '
+            f'them are for the critic, and the gradients need {GROUPS} episodes; or leave these '
+            'out with --gradient-samples 0'
+        )
+    for name in ('samples', 'gradient_samples'):
+        if 0 < (getattr(args, name) or GROUPS) < GROUPS and args.gradient_samples != 0:
+            raise UserError(
+                f'--{name.replace("_", "-")} must be at least {GROUPS} for the gradients, got '
+                f'{getattr(args, name)}: of as many episodes'
+            )
     targets = [t for name in args.checkpoints for t in find_targets(name, args.every)]
     samplers = FEW_STEPS if args.eval_episodes else ()
     rows = []
     with tqdm(total=len(targets) * (_STAGES + len(samplers)), unit='stage') as bar:
         for i, target in enumerate(targets):
             policy = load_policy(target.path)
+            require_simulated(policy.spec.task)
             if args.sampler:
                 policy = policy.with_sampler(parse_sampler(args.sampler))
             begun = i * (_STAGES + len(samplers))
@@ -111,11 +123,8 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         from dipod_ros.learning.drift.picture import plot_drift
 
-        try:
-            Path(args.plot).parent.mkdir(parents=True, exist_ok=True)
-            plot_drift(Path(args.plot), rows, 'drift: ' + ', '.join(args.checkpoints))
-        except OSError as error:
-            raise UserError(f'cannot write {args.plot}: {error.strerror or error}') from None
+        with writing(args.plot) as path:
+            plot_drift(path, rows, 'drift: ' + ', '.join(args.checkpoints))
         print(f'plot: {args.plot}')
     return 0
 

@@ -10,9 +10,11 @@ from dipod_ros.cli.arguments import (
     add_threads_argument,
     find_checkpoint,
     parse_sampler,
+    require_at_least,
+    require_simulated,
     set_threads,
 )
-from dipod_ros.cli.output import add_json_argument, write_json
+from dipod_ros.cli.output import add_json_argument, write_json, writing
 
 HELP = 'measure the success of a checkpoint in simulation'
 
@@ -27,6 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--samplers',
         metavar='LIST',
         help="other samplers to compare, e.g. euler-1,midpoint-2; default is the checkpoint's own",
+    )
+    parser.add_argument(
+        '--min-success',
+        type=float,
+        metavar='SHARE',
+        help="end with exit code 1 where the success with the policy's own sampler is below",
     )
     parser.add_argument('--zero-noise', action='store_true', help='start every sample from zeros')
     parser.add_argument('--plot', metavar='FILE', help='write a bar chart (PNG)')
@@ -47,13 +55,22 @@ def run(args: argparse.Namespace) -> int:
     from dipod_ros.sim.vector_env import ChunkVectorEnv
 
     set_threads(args.threads)
-    if args.episodes < 1:
-        raise UserError(f'--episodes must be at least 1, got {args.episodes}')
+    require_at_least(args, episodes=1, video_episodes=1, seed=0)
     policy = load_policy(find_checkpoint(args.checkpoint))
+    if args.task is None:
+        require_simulated(policy.spec.task)
     task = args.task or policy.spec.task
     samplers = [policy.spec.sampler]
     if args.samplers:
         samplers = [parse_sampler(text) for text in args.samplers.split(',')]
+    if args.min_success is not None:
+        if not 0 <= args.min_success <= 1:
+            raise UserError(f'--min-success must be within 0..1, got {args.min_success}')
+        if policy.spec.sampler not in samplers:
+            raise UserError(
+                f"--min-success is about the policy's own sampler, {policy.spec.sampler.solver}-"
+                f'{policy.spec.sampler.steps}: name it in --samplers too, or leave that out'
+            )
     worlds = min(256, args.episodes)
     env = ChunkVectorEnv(task, worlds, policy.spec.robot, seed=0, autoreset=False)
     if (env.joints, env.horizon) != (policy.spec.joints, policy.spec.horizon) or tuple(
@@ -77,17 +94,6 @@ def run(args: argparse.Namespace) -> int:
             )
     for name, rate in rates.items():
         print(f'{task}  {name:28} success {rate}')
-    if args.plot:
-        from dipod_ros.learning.plots import plot_evaluations
-
-        Path(args.plot).parent.mkdir(parents=True, exist_ok=True)
-        plot_evaluations(Path(args.plot), rates, f'{args.checkpoint} on {task}')
-        print(f'plot: {args.plot}')
-    if args.video:
-        from dipod_ros.cli.video import record_video
-
-        record_video(Path(args.video), policy, task, args.video_episodes, args.seed)
-        print(f'video: {args.video}')
     if args.json:
         write_json(
             args.json,
@@ -99,4 +105,23 @@ def run(args: argparse.Namespace) -> int:
                 'results': {name: rate.to_dict() for name, rate in rates.items()},
             },
         )
-    return 0
+    if args.plot:
+        from dipod_ros.learning.plots import plot_evaluations
+
+        with writing(args.plot) as path:
+            plot_evaluations(path, rates, f'{args.checkpoint} on {task}')
+        print(f'plot: {args.plot}')
+    if args.video:
+        from dipod_ros.cli.video import record_video
+
+        record_video(Path(args.video), policy, task, args.video_episodes, args.seed)
+        print(f'video: {args.video}')
+    if args.min_success is None:
+        return 0
+    reached = rates[str(policy.spec.sampler)].success
+    enough = reached >= args.min_success
+    print(
+        f'success {reached:.3f} of its own sampler is {"not " if enough else ""}below '
+        f'--min-success {args.min_success:g}'
+    )
+    return 0 if enough else 1

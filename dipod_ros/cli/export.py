@@ -33,11 +33,13 @@ def run(args: argparse.Namespace) -> int:
     from dipod_ros.errors import UserError
     from dipod_ros.policy.atomic import write_file
     from dipod_ros.policy.checkpoint import load
+    from dipod_ros.policy.writable import require_writable
 
     out = Path(args.out)
     files = [out / GRAPH_FILE, out / MANIFEST_FILE]
     if not args.overwrite and any(f.exists() for f in files):
         raise UserError(f'{out} holds an export already; choose another --out or add --overwrite')
+    require_writable(out, folder=True)
     checkpoint = load(find_checkpoint(args.checkpoint))
     graph, manifest = checked_export(checkpoint, args.precision)
     try:

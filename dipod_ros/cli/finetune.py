@@ -6,7 +6,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dipod_ros.cli.arguments import add_threads_argument, find_checkpoint, set_threads
+from dipod_ros.cli.arguments import (
+    add_threads_argument,
+    find_checkpoint,
+    require_at_least,
+    require_simulated,
+    set_threads,
+)
 from dipod_ros.cli.output import add_json_argument, write_json
 
 HELP = 'improve a flow policy by DiPOD updates in simulation, without ROS'
@@ -98,7 +104,6 @@ def run(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from dipod_ros.errors import UserError
     from dipod_ros.learning import parallel
     from dipod_ros.learning.algorithms.self_distillation import InterleavedConfig
     from dipod_ros.learning.evaluate import evaluate_policy
@@ -112,16 +117,14 @@ def run(args: argparse.Namespace) -> int:
     from dipod_ros.learning.seeding import numpy_rng
     from dipod_ros.learning.students.fresh_student import FreshConfig
     from dipod_ros.learning.vision import see_with
+    from dipod_ros.policy.checkpoint import read_manifest
     from dipod_ros.policy.flow import load_policy
     from dipod_ros.sim.vector_env import ChunkVectorEnv
 
     set_threads(args.threads)
     # Under torchrun every process simulates the same, and they share the work of the gradients.
     parallel.join()
-    if min(args.episodes, args.control_steps, args.eval_episodes) < 1:
-        raise UserError('--episodes, --control-steps and --eval-episodes must be at least 1')
-    if args.seed < -1:
-        raise UserError(f'--seed must be at least -1, got {args.seed}')
+    require_at_least(args, episodes=1, control_steps=1, eval_episodes=1, gap_every=0, seed=-1)
     drawn = args.seed < 0
     # Several processes would draw several: the first one's is for all.
     args.seed = int(parallel.broadcast(str(seed_of_run(Path(args.run_dir), args.seed)).encode()))
@@ -143,6 +146,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     initial = find_checkpoint(args.checkpoint)
+    require_simulated(read_manifest(initial).spec.task)
     training = TrainingRun(
         Path(args.run_dir),
         initial,
@@ -185,11 +189,14 @@ def run(args: argparse.Namespace) -> int:
     if silent:
         return 0
     policies = {'before': load_policy(initial), 'after': learner.policy.clone()}
+    where = {'before': initial, 'after': training.latest.path}
     if args.student == 'final' and training.has_observations:
         manifest = training.make_student()
         policies['student'] = load_policy(manifest.path)
+        where['student'] = manifest.path
     elif training.student is not None:
         policies['student'] = load_policy(training.student.path)
+        where['student'] = training.student.path
     training.close()
     count = min(256, args.eval_episodes)
     worlds = ChunkVectorEnv(spec.task, count, spec.robot, seed=0, autoreset=False)
@@ -197,8 +204,11 @@ def run(args: argparse.Namespace) -> int:
     results = {}
     for name, policy in policies.items():
         rate = evaluate_policy(worlds, policy, episodes=args.eval_episodes, seed=args.seed)
-        results[name] = rate.to_dict() | {'sampler': str(policy.spec.sampler)}
-        print(f'{name:8} {policy.spec.sampler!s:28} success {rate}')
+        results[name] = rate.to_dict() | {
+            'sampler': str(policy.spec.sampler),
+            'checkpoint': where[name],
+        }
+        print(f'{name:8} {policy.spec.sampler!s:28} success {rate}  {where[name]}')
     if args.json:
         write_json(
             args.json,

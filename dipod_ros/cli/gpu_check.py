@@ -46,12 +46,14 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print and write the report; 1 when a backend that is here failed."""
     from dipod_ros.cli._gpu_report import markdown
     from dipod_ros.policy.atomic import write_file
+    from dipod_ros.policy.writable import require_writable
     from dipod_ros.serving.engines import verified
     from dipod_ros.serving.engines.cuda_driver import find_gpu
 
     gpu = find_gpu()
     if gpu is None:
         raise UserError('gpu-check: no NVIDIA GPU with its driver found on this machine')
+    require_writable(args.out, folder=True)
     results = measure(gpu, args.quick)
     passed = trusted(results)
     if not args.quick:

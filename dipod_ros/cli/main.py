@@ -86,16 +86,24 @@ def available() -> list[str]:
 
 def call(module: ModuleType, argv: Sequence[str]) -> int:
     """Run one subcommand's module with argv; also for commands that are made of others."""
+    from dipod_ros.cli.output import require_outputs
+
     name = module.__name__.rsplit('.', 1)[-1].replace('_', '-')
-    parser = argparse.ArgumentParser(prog=f'dipod {name}', description=module.HELP)
+    # No abbreviations: --seed would be taken for --seeds where there is only that.
+    parser = argparse.ArgumentParser(
+        prog=f'dipod {name}', description=module.HELP, allow_abbrev=False
+    )
     module.add_arguments(parser)
     # Intermixed: options may stand between the words of a list, as in `up sim -n task:=reach`.
-    return int(module.run(parser.parse_intermixed_args(list(argv))) or 0)
+    args = parser.parse_intermixed_args(list(argv))
+    require_outputs(args)
+    return int(module.run(args) or 0)
 
 
 def _list_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='dipod',
+        allow_abbrev=False,
         description='Diffusion policies on robots: train, inspect, launch and improve them.',
         epilog='dipod COMMAND --help explains one. DIPOD_DEBUG=1 shows the traceback of an error.',
     )

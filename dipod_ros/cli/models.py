@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dipod_ros.cli._models_journal import Journal
-from dipod_ros.cli.arguments import add_threads_argument, set_threads
+from dipod_ros.cli.arguments import add_threads_argument, require_at_least, set_threads
 
 HELP = 'make the shipped models again (demonstrations, flow, student, model cards)'
 
@@ -71,8 +71,11 @@ def run(args: argparse.Namespace) -> int:
     from dipod_ros.cli import demos, distill, pretrain
     from dipod_ros.cli.main import call
     from dipod_ros.errors import UserError
+    from dipod_ros.policy.writable import require_writable
 
     set_threads(args.threads)
+    require_at_least(args, episodes=1)
+    require_writable(args.out, folder=True)
     unknown = [t for t in args.tasks if t not in TASKS]
     if unknown:
         raise UserError(f'no recipe for {unknown}; there are {list(TASKS)}')
@@ -113,7 +116,9 @@ def _commands(
     looking = ['--encoder-steps', str(recipe.encoder_steps)] if recipe.encoder_steps else []
     taught = ['--episodes', str(recipe.student_episodes)] if recipe.student_episodes else []
     return (
-        ['demos', task, '--episodes', str(recipe.demonstrations), *seed],
+        [
+            'demos', task, '--episodes', str(recipe.demonstrations), *seed, '--overwrite',
+        ],
         [
             'pretrain', str(data), '--out', str(flow), '--sampler', recipe.sampler, *looking,
             '--steps', str(recipe.pretrain_steps), *seed, '--overwrite',

@@ -7,10 +7,16 @@ import argparse
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dipod_ros.errors import UserError
+from dipod_ros.policy.writable import require_writable
+
+# Of what matplotlib writes; it takes the format from the ending.
+PICTURES = ('.png', '.pdf', '.svg')
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
@@ -18,9 +24,31 @@ def add_json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--json', metavar='FILE', help='write the results to FILE as JSON')
 
 
+def require_outputs(args: argparse.Namespace) -> None:
+    """Raise UserError where `--json`, `--plot` or `--video` could not be written after the work."""
+    for name in ('json', 'plot', 'video'):
+        path = getattr(args, name, None)
+        if path is not None:
+            require_writable(path)
+    plot = getattr(args, 'plot', None)
+    if plot is not None and Path(plot).suffix not in PICTURES:
+        raise UserError(f'--plot {plot}: name a file that ends in {", ".join(PICTURES)}')
+
+
 def printable(text: str, keep: str = '') -> str:
     """Return a text with `?` for what a terminal would obey; for words out of files."""
     return ''.join(c if c.isprintable() or c in keep else '?' for c in text)
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[Path]:
+    """Make the folder of a file that is written inside; raises UserError where it cannot be."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield path
+    except OSError as error:
+        raise UserError(f'cannot write {path}: {error.strerror or error}') from error
 
 
 def write_json(path: str | Path, results: dict[str, Any]) -> Path:

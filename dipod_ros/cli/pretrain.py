@@ -6,7 +6,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dipod_ros.cli.arguments import add_threads_argument, parse_sampler, set_threads
+from dipod_ros.cli.arguments import (
+    add_threads_argument,
+    parse_sampler,
+    require_at_least,
+    set_threads,
+)
 from dipod_ros.cli.output import add_json_argument, write_json
 from dipod_ros.errors import UserError
 
@@ -69,11 +74,14 @@ def run(args: argparse.Namespace) -> int:
     from dipod_ros.learning.demonstrations.dataset import Demonstrations
     from dipod_ros.learning.pretrain import PretrainConfig, pretrain
     from dipod_ros.policy.checkpoint import CheckpointError
+    from dipod_ros.policy.writable import require_writable
 
     set_threads(args.threads)
+    require_at_least(args, batch=1, seed=0)
     out = Path(args.out)
     if out.exists() and not args.overwrite:
         raise CheckpointError(f'{out} exists already; choose another --out or add --overwrite')
+    require_writable(out, folder=True)
     demonstrations = Demonstrations.load(args.demos)
     if args.only_success:
         demonstrations = demonstrations.successful()

@@ -41,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='RAD_S2',
         help='of joints that --joint-limits says nothing about: a URDF has no such limits',
     )
-    parser.add_argument('--scale', type=float, default=1.0, help='of speeds and accelerations')
+    parser.add_argument(
+        '--scale', type=float, default=1.0, help='of speeds and accelerations, at most 1'
+    )
     parser.add_argument(
         '--control-period',
         type=float,
@@ -59,8 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, check, write."""
+    import math
+
     from dipod_ros.errors import UserError
     from dipod_ros.policy.atomic import write_file
+    from dipod_ros.policy.ros_names import require_topic
     from dipod_ros.policy.urdf import chain_to, moving, read_joint_limits, read_urdf
 
     out = Path(args.out)
@@ -68,9 +73,15 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f'--out {out}: name a .yaml file')
     if out.exists() and not args.overwrite:
         raise UserError(f'{out} is there already; choose another --out or add --overwrite')
-    for name, value in (('--scale', args.scale), ('--control-period', args.control_period)):
-        if not 0 < value <= 10:
-            raise UserError(f'{name} must be above 0 and at most 10, got {value:g}')
+    # More would be faster than the URDF and --joint-limits allow.
+    for name, value, most in (
+        ('--scale', args.scale, 1), ('--control-period', args.control_period, 10)
+    ):  # fmt: skip
+        if not 0 < value <= most:
+            raise UserError(f'{name} must be above 0 and at most {most}, got {value:g}')
+    if args.acceleration is not None and not 0 < args.acceleration < math.inf:
+        raise UserError(f'--acceleration must be above 0, in rad/s^2, got {args.acceleration:g}')
+    require_topic(args.controller, '--controller')
     chain = chain_to(read_urdf(args.urdf), args.tip, args.base)
     joints = moving(chain)
     given = read_joint_limits(args.joint_limits) if args.joint_limits else {}

@@ -23,7 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'file', metavar='FILE', help='a launch file, or the name of a shipped one, such as sim'
     )
     parser.add_argument(
-        'arguments', metavar='NAME:=VALUE', nargs='*', help='arguments of the launch file'
+        'arguments',
+        metavar='NAME:=VALUE',
+        nargs='*',
+        default=[],
+        help='arguments of the launch file',
     )
     parser.add_argument(
         '-s', '--show-args', action='store_true', help='list the arguments of the file and end'

@@ -94,6 +94,11 @@ class MujocoSim(Node):
             f'{p.worlds} world(s) of {p.task} on {robot.name}, '
             + ('in lockstep' if p.lockstep else f'at {p.real_time_factor:g} x real time')
         )
+        if p.worlds > 1:
+            self.get_logger().info(
+                'each world is a robot of its own: give server:=false here, and start a server for '
+                'each, `dipod up robot ns:=world0 ...` (docs/launch.md, Several robots)'
+            )
 
     def close(self) -> None:
         """Say goodbye with the last figures."""

@@ -23,6 +23,12 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
 TIMEOUT_S = 30.0
+STATES = {
+    'configure': Transition.TRANSITION_CONFIGURE,
+    'activate': Transition.TRANSITION_ACTIVATE,
+    'deactivate': Transition.TRANSITION_DEACTIVATE,
+    'cleanup': Transition.TRANSITION_CLEANUP,
+}
 
 
 def main(what, name, *values):
@@ -39,11 +45,11 @@ def main(what, name, *values):
         future = ask(node, SetBool, name, data=bool(yaml.safe_load(values[0])))
     elif what == 'call':
         future = ask(node, Trigger, name)
-    elif what == 'param':
+    elif what == 'param' and len(values) == 2:
         parameter = Parameter(values[0], value=yaml.safe_load(values[1])).to_parameter_msg()
         future = ask(node, SetParameters, f'{name}/set_parameters', parameters=[parameter])
-    elif what == 'state':
-        transition = Transition(id=getattr(Transition, f'TRANSITION_{values[0].upper()}'))
+    elif what == 'state' and values and values[0] in STATES:
+        transition = Transition(id=STATES[values[0]])
         future = ask(node, ChangeState, f'{name}/change_state', transition=transition)
     else:
         sys.exit(__doc__)

@@ -51,19 +51,34 @@ def read_episode(file: str) -> dict[str, np.ndarray]:
 
 
 def check(spec: PolicySpec, episode: Mapping[str, np.ndarray], file: str) -> None:
-    """Raise UserError where arrays are missing, of another length, or not in order of time."""
+    """Raise UserError where arrays are missing, of another size, no numbers, or not in order."""
     seen = {s.source if s.source.startswith('joint_') else s.name for s in spec.streams if s.topic}
     missing = sorted(({'time_s', 'joint_position', 'success'} | seen) - episode.keys())
     if missing:
         raise UserError(f'{file} has no {missing}; it has {sorted(episode)}')
-    lengths = {k: len(v) for k, v in episode.items() if k in seen | {'time_s', 'command'}}
+    used = {k: episode[k] for k in sorted(seen | {'time_s', 'command'}) if k in episode}
+    lengths = {k: v.shape[0] if v.ndim else 0 for k, v in used.items()}
     if len(set(lengths.values())) != 1:
         raise UserError(f'{file}: arrays of one episode must be equally long, not {lengths}')
+    for name, values in used.items():
+        if not np.issubdtype(values.dtype, np.number) or not np.isfinite(values).all():
+            raise UserError(f'{file}: {name} holds NaN, or what else is no finite number')
     if len(episode['time_s']) < 2 or not np.all(np.diff(episode['time_s']) > 0):
         raise UserError(f'{file}: time_s must increase from sample to sample')
-    joints = episode['joint_position'].shape[1:]
-    if joints != (len(spec.joints),):
-        raise UserError(f'{file}: joint_position is [T, {joints}], the robot has {spec.joints}')
+    for name in {'joint_position', 'joint_velocity', 'command'} & used.keys():
+        if used[name].shape[1:] != (len(spec.joints),):
+            shape = ', '.join(('T', *map(str, used[name].shape[1:])))
+            raise UserError(
+                f'{file}: {name} is [{shape}], the robot has {len(spec.joints)} joints: '
+                f'{", ".join(spec.joints)}'
+            )
+    for stream in spec.streams:
+        size = used[stream.name].size // len(used['time_s']) if stream.name in used else None
+        if stream.image is None and size not in (None, stream.size):
+            raise UserError(
+                f'{file}: {stream.name} has {size} numbers per sample, the policy file says '
+                f'{stream.size}'
+            )
 
 
 def decisions(
@@ -123,7 +138,7 @@ def convert(spec: PolicySpec, files: list[str], stride: int) -> Demonstrations:
 
 def main() -> None:
     """Convert what the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument('files', nargs='+', help='one .npz per episode')
     parser.add_argument('--robot', required=True, help='robot file (docs/robot.md)')
     parser.add_argument('--policy', required=True, help='policy file (docs/recording.md)')

@@ -126,7 +126,7 @@ def to_policy(made: Trained, spec: PolicySpec) -> FlowPolicy:
 
 def main() -> None:
     """Train, and write the checkpoint with the golden values that a server checks."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument('--out', type=Path, required=True)
     parser.add_argument('--steps', type=int, default=3000)
     args = parser.parse_args()

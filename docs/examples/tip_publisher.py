@@ -31,6 +31,8 @@ class TipPublisher(Node):
     def __init__(self):
         super().__init__('tip_publisher')
         joints, *numbers = (self.declare_parameter(name, kind).value for name, kind in FILE.items())
+        if joints is None or None in numbers:
+            raise SystemExit('the robot file has no kinematics: write it with `dipod robot-file`')
         self.arm = TipKinematics.from_params(joints, *numbers, 'tip')
         self.index = JointIndex(joints)
         self.tip = self.create_publisher(PointStamped, 'tip', 10)

@@ -127,7 +127,12 @@ def test_the_same_decisions_are_judged_by_returns_or_by_a_critic_of_chunks(run_d
         (('RUN', '--every', -1), '--every must be at least 0'),
         (('RUN', '--every', 100, *SMALL, '--sampler', 'sde-4'), 'use a deterministic sampler'),
         (('RUN', '--every', 100, *SMALL, '--sampler', 'euler'), 'SOLVER-STEPS'),
-        (('RUN', '--every', 100, '--task-episodes', 6), '8 groups of 3 episodes'),
+        (('RUN', '--task-episodes', 6), '--task-episodes must be at least 16'),
+        (('RUN', '--samples', 7), '--samples must be at least 8 for the gradients'),
+        (('RUN', '--gradient-samples', 3), '--gradient-samples must be at least 8 for the'),
+        (('RUN', '--seed', -1), '--seed must be at least 0'),
+        (('RUN', '--plot', '/proc/x.png'), 'cannot write /proc/x.png'),
+        (('RUN', '--plot', 'x'), 'name a file that ends in .png'),
     ],
 )
 def test_mistakes_are_one_line(run_dir, words, reason):

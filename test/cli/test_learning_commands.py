@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dipod_ros.cli._node_log import failure
 from dipod_ros.cli.main import main
 from dipod_ros.learning import q_critic
 from dipod_ros.learning.demonstrations.dataset import Demonstrations
 from dipod_ros.learning.students import distill as students
 from dipod_ros.policy import checkpoint as ckpt
 from dipod_ros.policy.flow import FlowPolicy
+
+DATA = 'runs/demos/reach.safetensors'
 
 
 def run(*words):
@@ -37,6 +40,13 @@ def made(tmp_path_factory):
             few = partial(students.DistillConfig, pairs=512)
             patch.setattr(students, 'DistillConfig', few)
             assert run('distill', 'flow', '--out', 'student', '--steps', 5, '--episodes', 4) == 0
+        recorded = ckpt.load('flow')
+        policy = FlowPolicy.from_checkpoint(recorded)
+        policy.spec = replace(policy.spec, task='pick')
+        policy.save(Path('recorded'))
+        for version in ('v000000', 'v000001'):
+            Path('a_run/checkpoints', version).mkdir(parents=True)
+        Path('a_run/run.json').write_text('{}')
     finally:
         os.chdir(before)
     return folder
@@ -105,6 +115,21 @@ def test_eval_gives_numbers_intervals_and_a_picture(at, capsys):
     assert 'euler-1 (1 evaluations)' in capsys.readouterr().out
 
 
+def test_eval_fails_below_the_success_that_is_asked_for(at, capsys):
+    words = ('eval', 'flow', '--episodes', 4, '--samplers', 'euler-1,midpoint-5')
+    assert run(*words, '--min-success', 0) == 0
+    assert 'of its own sampler is not below --min-success 0' in capsys.readouterr().out
+    assert run(*words, '--min-success', 1) == 1  # tiny, it never always succeeds
+
+
+def test_a_dataset_is_replaced_only_where_that_is_said(at, tmp_path):
+    out = tmp_path / 'mine.safetensors'
+    out.write_text('a recording')
+    words = ('demos', 'reach', '--episodes', 1, '--out', out)
+    assert run(*words) == 2 and out.read_text() == 'a recording'
+    assert run(*words, '--overwrite') == 0 and len(Demonstrations.load(out).success) == 1
+
+
 def test_eval_films_where_there_is_gl_and_says_so_where_not(at, capsys):
     code = run('eval', 'flow', '--episodes', 2, '--video', 'film.mp4', '--video-episodes', 2)
     if code == 0:
@@ -127,7 +152,7 @@ def test_pretrain_can_leave_out_what_failed(at):
     assert run('pretrain', 'none.safetensors', '--out', 'x', *words) == 2
 
 
-def test_finetune_learns_keeps_its_run_and_goes_on_with_it(at, quick_q):
+def test_finetune_learns_keeps_its_run_and_goes_on_with_it(at, quick_q, capsys):
     words = ('--episodes', 4, '--epochs', 1, '--gap-every', 0, '--eval-episodes', 4)
     # It never succeeds: what succeeds it knows from the demonstrations.
     where = ('flow', '--run-dir', 'ft', '--demos', 'runs/demos')
@@ -137,6 +162,11 @@ def test_finetune_learns_keeps_its_run_and_goes_on_with_it(at, quick_q):
     told = json.loads(Path('ft.json').read_text())
     assert set(told['results']) == {'before', 'after', 'student'}
     assert {rate['episodes'] for rate in told['results'].values()} == {4}
+    kinds = {n: ckpt.read_manifest(r['checkpoint']).kind for n, r in told['results'].items()}
+    assert kinds == {'before': 'flow', 'after': 'flow', 'student': 'student'}
+    after = told['results']['after']['checkpoint']
+    assert after == str(max(Path('ft/checkpoints').glob('v*')))
+    assert f'episodes  {after}' in capsys.readouterr().out
     steps = [row['control_steps'] for row in told['curve']]
     assert steps == sorted(steps) and steps[-1] >= 800
     assert [row['updates'] for row in told['curve']] == list(range(1, len(steps) + 1))
@@ -192,6 +222,13 @@ def test_inspect_shows_joints_limits_and_lineage(at, capsys):
         (('demos', 'juggle'), "unknown task 'juggle'"),
         (('demos', 'reach', '--episodes', 0), '--episodes must be at least 1'),
         (('demos', 'reach', '--episodes', 1, '--out', '/proc/d.safetensors'), 'cannot write'),
+        (('demos', 'reach', '--episodes', 1, '--seed', -1), '--seed must be at least 0'),
+        (('demos', 'reach', '--episodes', 1), 'is there already; choose another --out or add'),
+        (('pretrain', DATA, '--out', 'x', '--batch', 0), '--batch must be at least 1'),
+        (('pretrain', DATA, '--out', 'demos.json', '--overwrite'), 'it is a file, and a folder'),
+        (('models', 'reach', '--out', '/proc/x'), 'cannot write /proc/x'),
+        (('models', 'reach', '--episodes', 0), '--episodes must be at least 1'),
+        (('export', 'flow', '--out', '/proc/x'), 'cannot write /proc/x'),
         (('pretrain', 'nothing.safetensors', '--out', 'x'), 'make them with `dipod demos`'),
         (('pretrain', 'demos.json', '--out', 'x'), 'demonstrations'),
         (('pretrain', 'runs/demos/reach.safetensors', '--out', 'flow'), 'exists already'),
@@ -218,11 +255,34 @@ def test_inspect_shows_joints_limits_and_lineage(at, capsys):
         ),
         (('distill', 'nobody', '--out', 'x'), "no checkpoint 'nobody'"),
         (('distill', 'flow', '--out', 'student'), 'exists already'),
-        (('distill', 'flow', '--out', 'x', '--steps', 0), '--steps and --episodes must be'),
-        (('distill', 'flow', '--out', 'x', '--episodes', 0), '--steps and --episodes must be'),
+        (('distill', 'flow', '--out', 'x', '--steps', 0), '--steps must be at least 1'),
+        (('distill', 'flow', '--out', 'x', '--episodes', 0), '--episodes must be at least 1'),
+        (('distill', 'flow', '--out', 'x', '--seed', -1), '--seed must be at least 0'),
+        (('distill', 'flow', '--out', '/proc/x'), 'cannot write /proc/x'),
+        (('distill', 'flow', '--out', 'x', '--sampler', 'euler-8'), 'at most 4 steps'),
+        (('distill', 'student', '--out', 'x'), 'is a student: give its teacher'),
+        (('distill', 'recorded', '--out', 'x'), "task 'pick' is not simulated here"),
         (('distill', 'flow', '--out', 'x', '--sampler', 'sde-2'), 'deterministic sampler'),
         (('eval', 'flow', '--samplers', 'euler'), 'SOLVER-STEPS'),
         (('eval', 'flow', '--episodes', 0), '--episodes must be at least 1'),
+        (('eval', 'flow', '--seed', -1), '--seed must be at least 0'),
+        (('eval', 'flow', '--threads', 100_000), '--threads must be within 1..256'),
+        (('eval', 'flow', '--video-episodes', 0), '--video-episodes must be at least 1'),
+        (('eval', 'flow', '--plot', '/proc/x.png'), 'cannot write /proc/x.png'),
+        (('eval', 'flow', '--plot', 'x.foo'), 'name a file that ends in .png'),
+        (('eval', 'flow', '--plot', 'noext'), 'name a file that ends in .png'),
+        (('eval', 'flow', '--json', 'runs'), 'cannot write runs: it is a folder'),
+        (('eval', 'flow', '--video', '/proc/x.mp4'), 'cannot write /proc/x.mp4'),
+        (('eval', 'flow', '--min-success', 'nan'), '--min-success must be within 0..1'),
+        (
+            ('eval', 'flow', '--min-success', 0.5, '--samplers', 'euler-1'),
+            "the policy's own sampler, midpoint-5",
+        ),
+        (('eval', 'recorded'), "task 'pick' is not simulated here"),
+        (('finetune', 'recorded', '--run-dir', 'x'), "task 'pick' is not simulated here"),
+        (('finetune', 'flow', '--run-dir', 'x', '--gap-every', -1), '--gap-every must be at least'),
+        (('finetune', 'flow', '--run-dir', 'x', '--json', '/proc/x'), 'cannot write /proc/x'),
+        (('inspect', 'a_run'), 'a_run is a run: give one of its checkpoints, such as'),
         (('eval', 'flow', '--task', 'rail_push'), 'do not fit task rail_push'),
         (('finetune', 'student', '--run-dir', 'x'), 'give its teacher'),
         (('finetune', 'flow', '--run-dir', '/proc/x'), 'cannot write run_dir'),
@@ -243,7 +303,12 @@ def test_inspect_shows_joints_limits_and_lineage(at, capsys):
         (('models', 'juggle'), "no recipe for ['juggle']"),
         (('demo', '--task', 'juggle'), "no checkpoint 'juggle_flow'"),
         (('demo', '--minutes', 0), '--minutes must be above 0'),
-        (('demo', '--updates', 0), '--eval-episodes and --updates must be at least 1'),
+        (('demo', '--minutes', 'nan'), '--minutes must be above 0 and finite'),
+        (('demo', '--minutes', 'inf'), '--minutes must be above 0 and finite'),
+        (('demo', '--updates', 0), '--updates must be at least 1'),
+        (('demo', '--seed', -1), '--seed must be at least 0'),
+        (('demo', '--beta', 'nan'), '--beta must be within 0..1000'),
+        (('demo', '--checkpoint', 'pillar_reach_student'), 'is a student: give its teacher'),
         (('demo', '--params-file', 'no.yaml'), '--params-file no.yaml: there is no such file'),
         (('finetune', 'flow', '--run-dir', 'x', '--eval-episodes', 0), '--eval-episodes must be'),
         (('finetune', 'flow', '--run-dir', 'x', '--seed', -2), '--seed must be at least -1'),
@@ -255,6 +320,17 @@ def test_mistakes_are_one_line_that_says_what_to_change(at, capsys, words, reaso
     lines = [line for line in error.splitlines() if line.startswith('dipod:')]
     assert len(lines) == 1 and reason in lines[0]
     assert 'Traceback' not in error and not Path('x').exists()
+    assert 'episode/s' not in error  # before any work
+
+
+def test_why_a_node_failed_is_what_it_said_last(tmp_path):
+    log = tmp_path / 'nodes.log'
+    assert failure(log) == ''
+    log.write_text(
+        '[sim] one world\n[trainer] version 0\n[trainer] trainer: no room\n[sim] all is well\n'
+        '[trainer] failed with exit code 2\n[sim] gone\n[sim] failed with exit code 1\n'
+    )
+    assert failure(log) == '[trainer] trainer: no room'
 
 
 def test_a_corrupt_checkpoint_is_named_not_used(at, capsys, tmp_path):

@@ -102,6 +102,12 @@ def test_arguments_are_split_at_the_first_sign():
             parse_arguments([word])
 
 
+def test_what_is_optional_is_not_asked_for(capsys):
+    with pytest.raises(SystemExit):
+        main(['up'])
+    assert capsys.readouterr().err.rstrip().endswith('required: FILE')
+
+
 @pytest.mark.parametrize(
     ('words', 'says'),
     [

@@ -229,6 +229,15 @@ def test_the_tip_publisher_knows_where_the_tip_is(arm, tmp_path):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
+def test_the_tip_publisher_says_what_its_robot_file_lacks(tmp_path):
+    file = tmp_path / 'arm.yaml'
+    file.write_text('/**: {ros__parameters: {joints: [a, b]}}')
+    command = [sys.executable, str(EXAMPLES / 'tip_publisher.py'), '--ros-args', '--params-file']
+    done = subprocess.run([*command, str(file)], capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 1
+    assert done.stderr == 'the robot file has no kinematics: write it with `dipod robot-file`\n'
+
+
 def test_ask_stands_in_for_the_command_ros2(arm, tmp_path):
     _, start = arm
     limits = load_robot('arm7').limits
@@ -248,8 +257,15 @@ def test_ask_stands_in_for_the_command_ros2(arm, tmp_path):
     assert ask('call', 'mujoco_sim/set_pause', 'true') == (0, 'paused')
     assert ask('call', 'policy_server/estop')[0] == 0
     assert json.loads(ask('echo', 'policy_server/status')[1])['estop'] is True
-    code, usage = ask('call')
-    assert code == 1 and 'ask.py call' in usage
+    for words in (
+        ('call',),
+        ('param', 'policy_server'),
+        ('param', 'policy_server', 'checkpoint'),
+        ('state', 'policy_server'),
+        ('state', 'policy_server', 'fly'),
+    ):
+        code, usage = ask(*words)
+        assert code == 1 and 'ask.py call' in usage and 'Traceback' not in usage
 
 
 def test_the_test_of_a_policy_passes_where_its_reader_runs_it(tmp_path):

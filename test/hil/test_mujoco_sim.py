@@ -213,7 +213,7 @@ def test_violations_are_seen_whoever_commands(lockstep):
 
 
 def test_worlds_advance_together(start):
-    commander, _ = start(lockstep=True, lockstep_resend_s=0.1, worlds=3)
+    commander, sim = start(lockstep=True, lockstep_resend_s=0.1, worlds=3)
     starts = [commander.wait_stamp(T0, i) for i in range(3)]
     assert not np.allclose(starts[0], starts[1])
     for i in (0, 2):
@@ -228,6 +228,7 @@ def test_worlds_advance_together(start):
     commander.follow(T0, hold(starts[1]), world=1)
     for i in range(3):
         commander.wait_stamp(T1, i)
+    assert 'dipod up robot ns:=world0' in sim.log
 
 
 def test_reset_begins_the_next_episode_and_time_goes_on(lockstep):

@@ -131,7 +131,13 @@ def test_what_cannot_be_converted_is_one_line(files, tmp_path):
         ({'goal': None}, "has no ['goal']; it has"),
         ({'goal': np.zeros((3, 3))}, 'must be equally long'),
         ({'time_s': np.zeros(90)}, 'time_s must increase'),
-        ({'joint_position': np.zeros((90, 7))}, "is [T, (7,)], the robot has ('a', 'b')"),
+        ({'joint_position': np.zeros((90, 7))}, 'joint_position is [T, 7], the robot has 2 joints'),
+        ({'command': np.zeros((90, 7))}, 'command is [T, 7], the robot has 2 joints'),
+        ({'command': np.zeros(90)}, 'command is [T], the robot has 2 joints'),
+        ({'joint_position': np.full((90, 2), np.nan)}, '0.npz: joint_position holds NaN'),
+        ({'command': np.full((90, 2), np.inf)}, '0.npz: command holds NaN, or what else'),
+        ({'goal': np.full((90, 3), 'x')}, '0.npz: goal holds NaN, or what else'),
+        ({'goal': np.zeros((90, 2))}, 'goal has 2 numbers per sample, the policy file says 3'),
     ],
 )
 def test_arrays_that_do_not_fit_are_named(files, tmp_path, change, reason):

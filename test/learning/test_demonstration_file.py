@@ -115,6 +115,7 @@ def test_where_nothing_can_be_written_it_says_so_at_once(tmp_path, where):
 
 def test_an_episode_that_could_not_be_written_is_written_with_the_next(tmp_path):
     folder = tmp_path / 'disk'
+    folder.mkdir()
     file = DemonstrationFile(folder / 'demos', SPEC)
     folder.rmdir()
     folder.write_text('the disk is gone')

@@ -6,7 +6,6 @@ What is on disk is always whole: every change writes the file anew, in place of 
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from dipod_ros.errors import UserError
 from dipod_ros.learning.demonstrations.dataset import MAX_IMAGE_BYTES, Demonstrations, require_space
 from dipod_ros.learning.demonstrations.recording import Episode
 from dipod_ros.policy.spec import PolicySpec
+from dipod_ros.policy.writable import require_writable
 
 # What must agree with the file that is there. Network and sampler are chosen when training.
 SAME = ('task', 'robot', 'joints', 'limits', 'streams', 'horizon', 'control_period_s', 'action')
@@ -33,7 +33,7 @@ class DemonstrationFile:
         self._before: Demonstrations | None = None
         self._added: list[tuple[Episode, bool]] = []
         self.unsaved = False
-        _check_writable(self.path)
+        require_writable(self.path)
         if self.path.exists():
             self._before = Demonstrations.load(self.path)
             self._check_same(self._before.spec)
@@ -133,16 +133,3 @@ class DemonstrationFile:
 def _short(value: object) -> str:
     text = str(value)
     return text if len(text) < 100 else f'{text[:97]}...'
-
-
-def _check_writable(path: Path) -> None:
-    """Raise UserError now when the file cannot be written later."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Tried, because permissions say little: of root, of read-only and of other file systems.
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise UserError(f'cannot write {path}: {error.strerror or error}') from error
-    if path.is_dir():
-        raise UserError(f'cannot write {path}: it is a folder')
