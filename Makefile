@@ -49,7 +49,7 @@ clean: ## remove .venv, caches and build folders; runs/ stays
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): requirements-ci.txt setup.py
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("the pinned wheels need Python 3.11 or later, this is %d.%d: make PYTHON=python3.12, or pip install . by hand" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit("the pinned wheels are for Python 3.11, 3.12 and 3.13, this is %d.%d: make PYTHON=python3.12, or pip install . by hand" % v)'
 	@if [ -e $(VENV)/.installing ]; then rm -rf $(VENV); fi  # an interrupted one may be half there
 	$(PYTHON) -m venv $(VENV)
 	@touch $(VENV)/.installing

@@ -102,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
                 'task': task,
                 'seed': args.seed,
                 'zero_noise': args.zero_noise,
+                'sampler': str(policy.spec.sampler),
                 'results': {name: rate.to_dict() for name, rate in rates.items()},
             },
         )

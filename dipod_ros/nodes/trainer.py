@@ -34,7 +34,7 @@ CLAMP_RAD = 1e-6
 
 
 class Trainer(Node):
-    """Learns from the replay topic and announces what it learned."""
+    """Learns from the replay topic and announces what it learned; see docs/learning.md."""
 
     def __init__(self) -> None:
         """Open the run, announce where it stands, and start to learn."""

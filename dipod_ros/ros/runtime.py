@@ -126,8 +126,13 @@ def run_node(factory: Callable[[], Node], args: list[str] | None = None) -> int:
 
     The node's `close()`, where it has one, is called while its context still works, so that it can
     join threads and publish a last message. Exit codes: 0 for SIGINT, SIGTERM and a normal end, 2
-    for a UserError (one line on stderr), 1 for anything unexpected (traceback).
+    for a UserError (one line on stderr), 1 for anything unexpected (traceback). `--help` prints
+    where to read on, and starts nothing.
     """
+    name = Path(sys.argv[0] or 'node').stem
+    if {'-h', '--help'} & set(sys.argv[1:] if args is None else args):
+        print(_help(name, factory))
+        return EXIT_OK
     # Two processes with OpenMP threads on shared cores run a hundred times slower than with one
     # each; nodes raise their own thread count by parameter.
     os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -135,7 +140,6 @@ def run_node(factory: Callable[[], Node], args: list[str] | None = None) -> int:
     stop = _stop = _Stop()
     before = {s: signal.signal(s, stop.on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
     node = executor = None
-    name = Path(sys.argv[0] or 'node').stem
     try:
         # rclpy's own handlers would shut the context down under a node that still has to stop.
         _init(args)
@@ -160,6 +164,14 @@ def run_node(factory: Callable[[], Node], args: list[str] | None = None) -> int:
     if stop.message:
         print(f'{name}: {stop.message}', file=sys.stderr, flush=True)
     return stop.code
+
+
+def _help(name: str, factory: Callable[[], Node]) -> str:
+    about = (factory.__doc__ or 'A ROS 2 node.').split('\n')[0]
+    return (
+        f'usage: {name} --ros-args [--params-file FILE] [-p NAME:=VALUE] [-r FROM:=TO]\n\n{about}\n'
+        'Its parameters are in that file; of one that runs, `ros2 param describe` tells them.'
+    )
 
 
 def _tear_down(node: Node | None, executor: Executor | None, stop: _Stop) -> None:

@@ -140,6 +140,12 @@ def test_a_bug_shows_its_traceback_and_exits_with_one():
     assert 'Traceback' in err
 
 
+def test_help_says_where_to_read_on_and_starts_nothing():
+    for word in ('--help', '-h'):
+        code, output, error = finish(start(construct='raise AssertionError', arguments=(word,)))
+        assert (code, error) == (0, '') and 'usage: -c --ros-args [--params-file FILE]' in output
+
+
 def test_bad_ros_arguments_are_the_users_mistake():
     code, _, err = finish(start(arguments=('--ros-args', '-p', '[')))
     assert code == 2
