@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from dipod_ros.errors import UserError
 from dipod_ros.nodes._policy_server_episodes import may_hold
 from dipod_ros.nodes._policy_server_params import PolicyServerParams
 from dipod_ros.policy.kinematics import TipKinematics
 from dipod_ros.policy.spec import Stream
+from dipod_ros.serving.drive_laws import per_joint
 from dipod_ros.serving.following import FollowingConfig
 from dipod_ros.serving.loop import LoopConfig
 
 JOINT_TOPIC = 'joint_states'
+# Joint states that differ by more within a tenth of a second are of an arm that moves.
+STILL_END_RAD = 0.1
 
 
 def loop_config(p: PolicyServerParams) -> LoopConfig:
@@ -20,6 +26,7 @@ def loop_config(p: PolicyServerParams) -> LoopConfig:
         interface='trajectory' if p.interface == 'trajectory' else 'position',
         replan_steps=p.replan_steps,
         resync_rad=p.resync_rad,
+        still_rad=_still_rad(p),
         following=FollowingConfig(p.following_rad, p.following_lag_s),
         reset_teleports=p.reset_teleports,
         hold_between_episodes=may_hold(p.hold_between_episodes, p.lockstep),
@@ -32,6 +39,15 @@ def loop_config(p: PolicyServerParams) -> LoopConfig:
         seam=p.seam,
         ensemble_decay=p.ensemble_decay,
     )
+
+
+def _still_rad(p: PolicyServerParams) -> tuple[float, ...]:
+    bounds = per_joint('still_rad', p.still_rad, len(p.joints))
+    if not np.all((bounds > 0) & (bounds <= STILL_END_RAD)):
+        raise UserError(
+            f'still_rad must be above 0 and at most {STILL_END_RAD:g}, got {list(p.still_rad)}'
+        )
+    return tuple(bounds)
 
 
 def own_streams(p: PolicyServerParams) -> list[Stream]:

@@ -232,16 +232,23 @@ class PolicyServerParams:
     resync_rad: float = param(
         0.1,
         'after standing still, start from where the arm is when it is further than this from '
-        'where it was told to be',
+        'where it was told to be; of a sliding joint in m',
         unit='rad',
         low=0.0,
         high=1.0,
+    )
+    still_rad: tuple[float, ...] = param(
+        (0.005,),
+        'the arm stands when its joint states over 0.1 s agree within this (above 0, up to 0.1), '
+        'one per joint or one for all: more than two counts of its encoders, of a sliding joint in '
+        'm (real time)',
+        unit='rad',
     )
     following_rad: float = param(
         0.1,
         'a joint that is further than this from where it was told to be in the last '
         'following_lag_s stops the arm, which is tried again from where it stands (real time); '
-        '0 never does',
+        '0 never does; of a sliding joint in m',
         unit='rad', low=0.0, high=10.0,
     )  # fmt: skip
     following_lag_s: float = param(

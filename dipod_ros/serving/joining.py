@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from dipod_ros.serving.following import FollowingGuard
 from dipod_ros.serving.notices import Notices
 from dipod_ros.serving.observation import Sample
 from dipod_ros.serving.safety import SafetyFilter
-from dipod_ros.serving.stillness import AGREE_RAD, Stillness
+from dipod_ros.serving.stillness import Stillness
 
 
 class Joining:
@@ -28,12 +28,13 @@ class Joining:
         notices: Notices,
         trajectory: bool,
         clock: Callable[[], float],
+        still_rad: float | Sequence[float],
     ) -> None:
         """Take the command, what knows whether the arm follows, and who is told.
 
-        `trajectory` where whole plans are sent.
+        `trajectory` where whole plans are sent; `still_rad` as in Stillness.
         """
-        self._course, self.following, self.still = course, following, Stillness(notices)
+        self._course, self.following, self.still = course, following, Stillness(notices, still_rad)
         self._limits, self._dt = safety.limits, safety.dt
         self._trajectory, self._clock = trajectory, clock
         self._way: taking_up.Way | None = None  # that was left to the controller last
@@ -98,7 +99,7 @@ class Joining:
 
     def _on(self, way: taking_up.Way, position: np.ndarray) -> bool:
         """Tell whether an arm [A] (rad) is on a way, and not where it stood all the time."""
-        if np.max(np.abs(position - way.plan.motion.points[-1])) <= AGREE_RAD:
+        if np.all(np.abs(position - way.plan.motion.points[-1]) <= self.still.agree_rad):
             return False
         tick, config = self._course.tick, self.following.config
         ticks = range(max(tick - math.ceil(config.lag_s / self._dt), way.plan.start), tick + 1)

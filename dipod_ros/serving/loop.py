@@ -27,6 +27,7 @@ from dipod_ros.serving.notices import Notices
 from dipod_ros.serving.observation import ObservationBuffer, Sample, Snapshot
 from dipod_ros.serving.safety import SafetyFilter
 from dipod_ros.serving.seam import Ensemble, Guidance, guidance
+from dipod_ros.serving.stillness import AGREE_RAD
 from dipod_ros.serving.timeline import Plan
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class LoopConfig:
     # The command restarts from the arm when they have drifted this far apart while it stood (rad):
     # somebody moved it, or a drive was off.
     resync_rad: float = 0.1
+    # The arm stands where its joint states agree within this, one for all or one per joint (rad).
+    still_rad: float | tuple[float, ...] = AGREE_RAD
     # How far the arm may be from where its command was lately (real time).
     following: FollowingConfig = field(default_factory=FollowingConfig)
     # A reset finds the arm elsewhere at once (a simulated world): the command begins there. A real

@@ -56,7 +56,9 @@ class RealTimeLoop(Loop):
         patience = PATIENCE_WITH_RESETS if config.reset_teleports else PATIENCE
         follow = FollowingGuard(config.following, limits, dt, notices, patience)
         self.following = follow
-        self._joining = Joining(course, follow, safety, notices, trajectory, self.clock)
+        self._joining = Joining(
+            course, follow, safety, notices, trajectory, self.clock, config.still_rad
+        )
         self._commits = Commits(course, self.grid, self.pacing, follow, safety, trajectory)
         streams = StreamWatch(self.buffer, notices, topic, max_age_s, self.clock)
         acts = course, self.agent

@@ -8,6 +8,7 @@ that starts, or of an arm that something else moves, and a command that begins t
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,8 +16,9 @@ from dipod_ros.serving.notices import Notices
 from dipod_ros.serving.observation import Sample
 from dipod_ros.serving.stamp_clock import NS_PER_S
 
-# So many joint states, over so long (s, the robot's clock), have to agree within so much (rad):
-# well above the noise of encoders, and an arm that passes is no slower than 0.05 rad/s.
+# So many joint states, over so long (s, the robot's clock), have to agree within so much (rad)
+# unless told otherwise: well above the noise of most encoders, and an arm that passes is no slower
+# than 0.05 rad/s. Hobby servos count in steps of that size, and flicker between two.
 SAMPLES = 3
 SPAN_S = 0.1
 AGREE_RAD = 5e-3
@@ -28,9 +30,10 @@ PATIENCE_S = 0.5
 class Stillness:
     """Remembers the joint states of the last moments."""
 
-    def __init__(self, notices: Notices) -> None:
-        """Take whom to tell."""
+    def __init__(self, notices: Notices, agree_rad: float | Sequence[float] = AGREE_RAD) -> None:
+        """Take whom to tell, and within what joint states agree, one for all or [A] (rad)."""
         self._notices = notices
+        self.agree_rad = np.asarray(agree_rad, dtype=np.float64)
         self._past: deque[Sample] = deque()
         self._waits_since_s: float | None = None
 
@@ -52,7 +55,7 @@ class Stillness:
         if len(past) < SAMPLES or _seconds(past[0], past[-1]) < SPAN_S * (1 - 1e-6):
             return False
         newest = past[-1].values
-        return all(np.max(np.abs(s.values - newest)) <= AGREE_RAD for s in past)
+        return all(np.all(np.abs(s.values - newest) <= self.agree_rad) for s in past)
 
     def allows(self, now_s: float) -> bool:
         """Return whether the command may begin; tell, when that takes long, what it waits for."""
@@ -63,10 +66,11 @@ class Stillness:
         if self._waits_since_s is None:
             self._waits_since_s = now_s
         if now_s - self._waits_since_s > PATIENCE_S:
+            bounds = ', '.join(f'{b:g}' for b in np.unique(self.agree_rad))
             self._notices.set(
                 'moving',
-                f'the arm is moving: its joint states differ by more than {AGREE_RAD:g} rad within '
-                f'{SPAN_S:g} s; the command begins where it stands',
+                f'the arm is moving: its joint states differ by more than still_rad {bounds} '
+                f'within {SPAN_S:g} s; the command begins where it stands',
             )
         return False
 

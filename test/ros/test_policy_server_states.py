@@ -144,6 +144,16 @@ def test_no_parameter_lets_checkpoints_come_from_everywhere(make, name):
             open_run(TrainerParams(checkpoint='reach_flow', **given))
 
 
+@pytest.mark.parametrize('given', [[0.0], [0.2], [0.01, 0.01], [-0.01, 0.01, 0.01]])
+def test_bounds_of_stillness_that_make_no_sense_are_the_users_mistake(make, given):
+    with pytest.raises(UserError, match='still_rad must be'):
+        make(still_rad=given)
+
+
+def test_stillness_is_judged_joint_by_joint(make):
+    assert make(still_rad=[0.01, 0.01, 0.0005])._loop_config.still_rad == (0.01, 0.01, 0.0005)
+
+
 def without_opencv(monkeypatch):
     for name in ('dipod_ros.nodes._policy_server_camera', 'dipod_ros.serving.picture'):
         monkeypatch.delitem(sys.modules, name, raising=False)

@@ -11,6 +11,7 @@ from dipod_ros.serving.realtime import RealTimeLoop
 from dipod_ros.serving.stillness import AGREE_RAD, SAMPLES, SPAN_S, Stillness
 
 INTERFACES = pytest.mark.parametrize('interface', ['trajectory', 'position'])
+COUNT_RAD = 0.0051  # of a Dynamixel AX-12
 MOVING = 'the arm is moving'
 
 
@@ -21,8 +22,8 @@ def samples(positions, step_s, stamped=True):
     ]
 
 
-def stands(found):
-    still = Stillness(Notices())
+def stands(found, **bound):
+    still = Stillness(Notices(), **bound)
     out = []
     for sample in found:
         still.look(sample)
@@ -48,6 +49,23 @@ def test_noise_and_slow_creep_are_no_motion_but_a_passing_arm_is_one():
     rng = np.random.default_rng(0)
     assert stands(samples(rng.normal(0.0, AGREE_RAD / 8, 50), 0.04))[-1]
     assert not any(stands(samples(0.05 * np.arange(50) * 0.04 + 1e-4 * np.arange(50), 0.04)))
+
+
+def test_a_servo_that_flickers_between_two_counts_stands_where_the_bound_says_so():
+    flickering = samples(COUNT_RAD * (np.arange(50) % 2), 0.04)
+    assert not any(stands(flickering))
+    assert stands(flickering, agree_rad=0.011)[-1]
+    assert stands(flickering, agree_rad=(0.011, 0.011, 0.006))[-1]
+    assert not any(stands(flickering, agree_rad=(0.011, 0.011, 0.0005)))
+
+
+@INTERFACES
+def test_an_arm_of_flickering_servos_acts(make_bench, interface):
+    world = World(make_bench(RealTimeLoop, interface=interface, still_rad=(0.011,) * 3))
+    for k in range(60):
+        world.position = START + COUNT_RAD * (k % 2)
+        world.run(1)
+    assert world.plans and world.bench.notices.active == []
 
 
 def test_a_clock_that_is_set_back_and_a_repeated_message_prove_nothing():
