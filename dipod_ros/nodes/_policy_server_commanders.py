@@ -2,7 +2,7 @@
 """Nobody commands beside another: two plans on one controller make it jump from one to the other.
 
 Each of them keeps the limits; what the controller makes of both does not. So a server that finds
-somebody else's publisher on its command topic does not become active, and one that acts tells of
+somebody else's publisher on its command topic does not become active, and one that acts stops for
 any that comes. An action client or a program that switches controllers is not seen by this.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from dipod_ros.errors import UserError
 from dipod_ros.nodes._policy_server_topic import CommandTopic
+from dipod_ros.serving.loop import Loop
 from dipod_ros.serving.notices import Notices
 
 # What is there already is known to a node this long after its start: most of it at once, and what
@@ -26,14 +27,23 @@ SETTLE_S = 0.2
 # The controller is found by the new publisher within this, or it is not there.
 MATCH_S = 1.0
 LOOK_S = 0.02
+# What is done about one that comes while this node acts; it has to be seen so often in a row.
+STOP, WARN = ON_OTHERS = ('stop', 'warn')
+LOOKS = 2
 
 
 class Commanders:
     """Sees to it that this node's commands are the only ones on their topic."""
 
-    def __init__(self, sole: bool, notices: Notices, tell: Callable[[str], None]) -> None:
-        """Take whether to be the only one, and whom to tell; the node was made just now."""
-        self._sole, self._notices, self._tell = sole, notices, tell
+    def __init__(
+        self, sole: bool, stops: bool, notices: Notices, tell: Callable[[str], None]
+    ) -> None:
+        """Take whether to be the only one, whether to stop for others, and whom to tell.
+
+        The node was made just now.
+        """
+        self._sole, self._stops, self._notices, self._tell = sole, stops, notices, tell
+        self._looks = 0  # in a row that found somebody else
         self._knows_s = time.monotonic() + DISCOVERY_S
 
     def claim(self, topic: CommandTopic) -> None:
@@ -63,16 +73,22 @@ class Commanders:
         others = self.others(topic)
         return [_refusal(others, topic)] if others else []
 
-    def look(self, topic: CommandTopic) -> None:
-        """Tell of somebody else who commands by now; looked at while this node acts."""
+    def look(self, topic: CommandTopic, loop: Loop) -> None:
+        """Stop a loop that acts for somebody else who commands by now, and tell who that is."""
         reasons = self.refusals(topic)
+        self._looks = self._looks + 1 if reasons else 0
+        stops = self._stops and loop.can_make_way
+        if stops:
+            loop.make_way(self._looks >= LOOKS)
         if reasons:
-            self._notices.set('commander', f'{reasons[0]}; the arm may jump')
+            then = 'the arm is stopped until then' if stops else 'the arm may jump'
+            self._notices.set('commander', f'{reasons[0]}; {then}')
         else:
             self._notices.clear('commander', f'nobody else publishes on {topic.name}')
 
     def forget(self) -> None:
         """Nothing is commanded any more."""
+        self._looks = 0
         self._notices.clear('commander', 'nothing is commanded')
 
     def _wait_for_others_to_go(self, topic: CommandTopic) -> None:

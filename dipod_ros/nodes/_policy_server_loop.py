@@ -31,6 +31,7 @@ def loop_config(p: PolicyServerParams) -> LoopConfig:
         reset_teleports=p.reset_teleports,
         hold_between_episodes=may_hold(p.hold_between_episodes, p.lockstep),
         watchdog_s=p.watchdog_s,
+        silent_beside_others=p.interface != 'effort',
         joint_topic=JOINT_TOPIC,
         joint_max_age_s=p.joint_max_age_s,
         stamp_tolerance_s=p.stamp_tolerance_s,

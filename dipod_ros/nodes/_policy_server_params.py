@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dipod_ros.nodes._policy_server_commanders import ON_OTHERS
 from dipod_ros.ros.params import group, param
 from dipod_ros.serving.engines.base import PRECISIONS
 from dipod_ros.serving.engines.select import CHOICES as ENGINES
@@ -170,8 +171,14 @@ class PolicyServerParams:
     )
     sole_commander: bool = param(
         True,
-        'not to become active while another node publishes on the command topic, and to warn of '
+        'not to become active while another node publishes on the command topic, and to look for '
         'one that comes; false is for one that never commands while this node acts',
+    )
+    on_other_commander: str = param(
+        'stop',
+        'what is done when another node comes to publish on the command topic while this one acts '
+        'in real time: brake, hold until it is gone and begin where the arm is, or warn and go on',
+        choices=ON_OTHERS,
     )
     command_rate_hz: float = param(
         0.0,

@@ -50,7 +50,7 @@ class StreamReports:
         """Report on a loop that acts, on an agent that could, or that nothing is configured."""
         if loop is not None:
             self._listeners.look(topic.name, topic.listeners)
-            self._commanders.look(topic)
+            self._commanders.look(topic, loop)
             return status.stream_report(loop, self._notices, self._on_the_topic(topic))
         self._listeners.forget()
         self._commanders.forget()

@@ -17,7 +17,7 @@ from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 
 from dipod_ros.errors import UserError
 from dipod_ros.nodes._parameters import read_parameters
-from dipod_ros.nodes._policy_server_commanders import Commanders
+from dipod_ros.nodes._policy_server_commanders import STOP, Commanders
 from dipod_ros.nodes._policy_server_episodes import EpisodeNews, may_hold
 from dipod_ros.nodes._policy_server_estop import EStopInput
 from dipod_ros.nodes._policy_server_io import RecordOutput, SensorInput
@@ -65,7 +65,10 @@ class PolicyServer(ManagedNode):
         self._safety = make_safety(p, limits)
         self._loader = make_loader(p, limits)
         self._notices = Notices(log_with(self.get_logger()))
-        self._commanders = Commanders(p.sole_commander, self._notices, self.get_logger().info)
+        stops = p.on_other_commander == STOP
+        self._commanders = Commanders(
+            p.sole_commander, stops, self._notices, self.get_logger().info
+        )
         unbound = use_cores(p.cpu_affinity)
         if unbound:
             self.get_logger().warning(unbound)

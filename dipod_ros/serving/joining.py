@@ -66,6 +66,13 @@ class Joining:
         self.following.resume(course.tick)
         return True
 
+    def make_way(self) -> None:
+        """Forget a command that stands: nothing is sent until one begins where the arm is."""
+        course = self._course
+        if course.timeline.plan is not None and course.stands:
+            course.begin_anew()
+            self.following.forget()
+
     def take_up(self, joints: Sample) -> None:
         """Bring the command of an arm that did not follow to where the arm stands."""
         course = self._course

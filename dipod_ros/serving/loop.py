@@ -61,6 +61,9 @@ class LoopConfig:
     hold_between_episodes: bool = False
     # An inference longer than this is reported; the arm brakes by itself when its chunk ends.
     watchdog_s: float = 0.5
+    # Beside another commander nothing is sent once the arm stands (real time). Torques are the
+    # exception: an arm that nobody holds falls.
+    silent_beside_others: bool = True
     joint_topic: str = 'joint_states'
     # Applies to the joint positions where the policy does not set it.
     joint_max_age_s: float = 0.2
@@ -153,6 +156,12 @@ class Loop:
 
     def on_outcome(self, outcome: Outcome) -> None:
         """Take what the world says about the time since it said so last."""
+        raise NotImplementedError
+
+    can_make_way = False  # a world that waits has nothing to stop
+
+    def make_way(self, wanted: bool) -> None:
+        """Stop for somebody else who commands the arm, or go on when nobody does."""
         raise NotImplementedError
 
     def notify(self) -> None:

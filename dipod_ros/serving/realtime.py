@@ -95,6 +95,14 @@ class RealTimeLoop(Loop):
         """Whether the arm is to be left where it is, rather than held where the command is."""
         return self._stops.yielding
 
+    can_make_way = True
+
+    def make_way(self, wanted: bool) -> None:
+        """Brake, and decide nothing, while somebody else commands the arm."""
+        with self.wake:
+            self._stops.others = wanted
+            self.wake.notify_all()
+
     def stop(self) -> None:
         """Brake and decide nothing more; `stopped` tells when it is done."""
         with self.wake:
@@ -153,6 +161,8 @@ class RealTimeLoop(Loop):
                 self._joining.take_up(joints)
             elif self._stops.held == ESTOP:
                 self._joining.stop(joints, self.config.joint_max_age_s)
+            if self._stops.others and self.config.silent_beside_others:
+                self._joining.make_way()
             self._commits.count_underrun(before)
             self._watch.look()
             self.notify()

@@ -29,13 +29,14 @@ WATCHDOG = 'watchdog'  # a decision took longer than allowed
 FAULT = 'fault'  # the engine raised an error: braked
 ESTOP = 'estop'  # stopped on request
 FOLLOWING = 'following'  # the arm was not where its command was: braked and held
+OTHERS = 'other_commander'  # somebody else commands the arm: braked, then silent
 RESYNC = 'resync'  # the command restarted from where the arm is
 RAMP = 'ramp'  # a chunk was slowed down after a start
 SLOW = 'slow'  # a chunk was slowed down because a stream was late
 WORKSPACE = 'workspace'  # a chunk was cut short, or slowed down, at the walls of the workspace
 INTERVENTIONS = (
     *(LIMIT, NOT_FINITE, STALE, UNDERRUN, WATCHDOG, FAULT, ESTOP, RESYNC),
-    *(RAMP, SLOW, WORKSPACE, FOLLOWING),
+    *(RAMP, SLOW, WORKSPACE, FOLLOWING, OTHERS),
 )
 
 # A command closer than this to its target was not moved in any sense that matters (float32 noise).

@@ -10,7 +10,7 @@ from dipod_ros.serving.course import Course
 from dipod_ros.serving.episode_bounds import EpisodeBounds
 from dipod_ros.serving.following import FollowingGuard
 from dipod_ros.serving.observation import StreamProblem
-from dipod_ros.serving.safety import ESTOP, FOLLOWING, STALE, SafetyFilter
+from dipod_ros.serving.safety import ESTOP, FOLLOWING, OTHERS, STALE, SafetyFilter
 from dipod_ros.serving.stream_watch import StreamWatch
 
 STOPPING = 'stopping'
@@ -18,7 +18,7 @@ CLOCK_SET = 'clock set'
 RESET = 'reset'
 WAITING = 'waiting for a reset'
 UNCOUNTED = (STOPPING, RESET, WAITING)  # the arm stands by somebody's will
-YIELDING = (ESTOP, FOLLOWING)  # the command comes to the arm, wherever that was moved to
+YIELDING = (ESTOP, FOLLOWING, OTHERS)  # the command comes to the arm, wherever that was moved to
 
 
 class Stops:
@@ -40,6 +40,7 @@ class Stops:
         self._following, self._newest_stamp_ns = following, newest_stamp_ns
         self.held = ''  # why nothing may move, '' when it may
         self.stopping = False  # for good
+        self.others = False  # somebody else commands the arm
         self.anew = False  # decide now, whatever is left of the chunk
         self.late_stream = ''  # why the arm goes slowly, '' when it does not
 
@@ -52,6 +53,8 @@ class Stops:
         """Tell whether there is a reason not to decide now."""
         course, episodes = self._course, self._episodes
         if self.stopping or episodes.hold.waiting or self._safety.estop.latched:
+            return True
+        if self.others:
             return True
         if self._problems():
             return True
@@ -77,7 +80,7 @@ class Stops:
     def check(self, before: int) -> None:
         """Brake from tick `before`, once, when there is a reason to."""
         course, reason = self._course, self._reason()
-        course.ramp_due = course.ramp_due or reason in (ESTOP, FOLLOWING)
+        course.ramp_due = course.ramp_due or reason in YIELDING
         if not reason:
             self._slow_down_if_late(before)
         if not reason or reason == self.held:
@@ -101,6 +104,8 @@ class Stops:
             return STALE
         if self.stopping:
             return STOPPING
+        if self.others:
+            return OTHERS  # before the next one: what moves the arm is known
         if self._following.stopped:
             return FOLLOWING
         if self._episodes.fresh:

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """One arm, one commander: what a policy server does where another node publishes commands too."""
 
+import contextlib
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from checkpoints import HORIZON, JOINTS, make_limits, make_policy  # noqa: E402
 from harness import DT_NS, Robot, Server, make_context  # noqa: E402
 from lifecycle_msgs.msg import Transition  # noqa: E402
 from lifecycle_msgs.srv import ChangeState  # noqa: E402
+from std_msgs.msg import Float64MultiArray  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory  # noqa: E402
 
 pytestmark = [pytest.mark.ros, pytest.mark.timeout(300)]
@@ -100,6 +104,66 @@ def test_a_publisher_that_comes_is_told_of_and_one_that_goes_is_forgotten(robot,
     assert streams(robot).level == b'\1'
     robot.destroy_publisher(other)
     robot.wait(lambda: 'publishes' not in streams(robot).message)
+
+
+@contextlib.contextmanager
+def arm_that_follows(robot):
+    """Say every 20 ms that the arm is where the last command put it."""
+    over = threading.Event()
+
+    def say():
+        while not over.wait(0.02):
+            stamp_ns = time.time_ns()
+            robot.say_goal(stamp_ns)
+            robot.say_joints(stamp_ns, robot.commands[-1][0] if robot.commands else START)
+
+    thread = threading.Thread(target=say)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def wait_for_more(robot, count=10):
+    before = len(robot.commands)
+    robot.wait(lambda: len(robot.commands) >= before + count)
+
+
+@pytest.mark.parametrize('choice', ['stop', 'warn'])
+def test_one_that_comes_stops_an_arm_that_acts_until_it_is_gone(robot, serve, choice):
+    serve(lockstep=False, interface='position', on_other_commander=choice)
+    robot.wait_status(state='active')
+    robot.wait_connected()
+    with arm_that_follows(robot):
+        wait_for_more(robot)
+        other = robot.create_publisher(Float64MultiArray, '/arm_controller/commands', 1)
+        if choice == 'warn':
+            robot.wait(lambda: 'the arm may jump' in streams(robot).message)
+            looks = len(robot.commands) + 75  # three seconds of them
+            robot.wait(lambda: len(robot.commands) >= looks)
+            return
+        robot.wait(lambda: 'the arm is stopped until then' in streams(robot).message)
+        robot.wait(lambda: counted(robot) == 1)
+        robot.wait_until(lambda: silent(robot), 'silence')
+        robot.destroy_publisher(other)
+        wait_for_more(robot)
+        robot.wait(lambda: 'publishes' not in streams(robot).message)
+    path = np.array([values for values, _ in robot.commands])
+    speed = np.diff(path, axis=0) / (DT_NS * 1e-9)
+    assert np.all(np.abs(speed) <= make_limits().velocity + 1e-6)
+    assert counted(robot) == 1
+
+
+def silent(robot, seconds=1.0):
+    before = len(robot.commands)
+    time.sleep(seconds)
+    return len(robot.commands) == before
+
+
+def counted(robot):
+    return int(robot.diagnostics.get('safety', (None, {}))[1].get('other_commander', 0))
 
 
 def test_a_publisher_that_is_about_to_go_is_waited_for(robot, serve):

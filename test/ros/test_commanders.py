@@ -32,7 +32,7 @@ def topic_of(node, name='arm/commands'):
 
 def test_two_that_become_active_in_the_same_moment_do_not_both(nodes):
     topics = [topic_of(node) for node in nodes[:2]]
-    commanders = [Commanders(True, Notices(), print) for _ in topics]
+    commanders = [Commanders(True, True, Notices(), print) for _ in topics]
     together, results = threading.Barrier(2), []
 
     def claim(one, topic):
@@ -58,8 +58,8 @@ def test_two_that_become_active_in_the_same_moment_do_not_both(nodes):
 def test_whoever_was_refused_leaves_nothing_and_may_try_again(nodes):
     left, right = topic_of(nodes[0]), topic_of(nodes[2])
     told = []
-    Commanders(True, Notices(), told.append).claim(left)
-    second = Commanders(True, Notices(), told.append)
+    Commanders(True, True, Notices(), told.append).claim(left)
+    second = Commanders(True, True, Notices(), told.append)
     for _ in range(2):
         with pytest.raises(UserError, match='^/left publishes on /arm/commands too: end it'):
             second.claim(right)
