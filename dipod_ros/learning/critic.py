@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -30,12 +30,17 @@ class CriticConfig:
     # Newest rollouts that the values are fitted to. The policy moves little between them, and one
     # rollout of 64 episodes is too little to tell luck from value.
     history: int = 4
+    # Whether what the older of them are fitted to is computed anew, with the present values.
+    refresh: bool = True
+    # Fits in the very first update, each to lambda-returns of the values so far: those of random
+    # weights say little of an episode that lasts for longer than 1 / (1 - gamma lambda) decisions.
+    first_sweeps: int = 4
     # Whether the critic is told how many decisions the episode is old. It is not deployed, and an
     # episode that ends at a deadline has no value function of the observation alone.
     clock: bool = True
 
     def __post_init__(self) -> None:
-        for name in ('width', 'depth', 'epochs', 'minibatches', 'history'):
+        for name in ('width', 'depth', 'epochs', 'minibatches', 'history', 'first_sweeps'):
             if not getattr(self, name) >= 1:
                 raise UserError(f'critic {name} must be at least 1, got {getattr(self, name)}')
 
@@ -90,6 +95,23 @@ def generalized_advantages(
 
 # A unit of the clock input is this many decisions, which keeps it near the size of the others.
 CLOCK_UNIT = 10.0
+# What is remembered of a rollout, [M, ...] each.
+REMEMBERED = ('inputs', 'following', 'rewards', 'terminated', 'last', 'returns')
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A rollout of M decisions as the critic sees it."""
+
+    inputs: torch.Tensor  # [M, O+1], at each decision
+    following: torch.Tensor  # [M, O+1], after it
+    rewards: torch.Tensor  # [M]
+    terminated: torch.Tensor  # [M] bool
+    last: torch.Tensor  # [M] bool
+    returns: torch.Tensor  # [M], what the values are to be
+
+    def __len__(self) -> int:
+        return len(self.rewards)
 
 
 class CriticTrainer:
@@ -100,44 +122,41 @@ class CriticTrainer:
         self.config = config
         self.critic = Critic(observation_size, config)
         self.optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.learning_rate)
-        # (inputs, lambda-returns) of the rollouts before, oldest first
-        self._memory: deque[tuple[torch.Tensor, torch.Tensor]] = deque(maxlen=config.history - 1)
+        # The rollouts before, oldest first
+        self._memory: deque[Seen] = deque(maxlen=config.history - 1)
 
     def advantages(self, policy: FlowPolicy, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
         """Return advantages [M] and lambda-returns [M] under the present critic."""
-        with torch.no_grad():
-            values = self.critic(self._inputs(policy, rollout))
-            next_values = self.critic(self._inputs(policy, rollout, following=True))
-        advantages = generalized_advantages(
-            torch.from_numpy(rollout.rewards),
-            values,
-            next_values,
-            torch.from_numpy(rollout.terminated),
-            torch.from_numpy(rollout.last),
-            self.config.gamma,
-            self.config.gae_lambda,
-        )
-        return advantages, advantages + values
+        return self._judge(self.see(policy, rollout))
 
-    def fit(
-        self,
-        policy: FlowPolicy,
-        rollout: Rollout,
-        returns: torch.Tensor,
-        generator: torch.Generator,
-    ) -> float:
-        """Regress values on `returns` [M] and on the rollouts kept from before.
+    def learn(
+        self, policy: FlowPolicy, rollout: Rollout, generator: torch.Generator
+    ) -> tuple[torch.Tensor, float]:
+        """Fit the values to a rollout and to those kept from before, and keep it.
 
-        Returns the explained variance of `returns` before the fit.
+        Returns the advantages [M] under the critic before the last fit, and what it explained then
+        (see `fit`).
         """
-        inputs = self._inputs(policy, rollout)
+        seen = self.see(policy, rollout)
+        for _ in range(1 if self.optimizer.state else self.config.first_sweeps):
+            advantages, returns = self._judge(seen)
+            seen = replace(seen, returns=returns)
+            explained = self.fit(seen, generator)
+        self._memory.append(seen)
+        return advantages, explained
+
+    def fit(self, seen: Seen, generator: torch.Generator) -> float:
+        """Regress values on the returns of a rollout and of those kept from before.
+
+        Returns 1 - E[(R - V)^2] / Var[R] over the rollout before the fit: the explained variance,
+        but that a constant error counts, which makes every action look good, or bad.
+        """
         with torch.no_grad():
-            residual = returns - self.critic(inputs)
-            explained = 1 - float(
-                residual.var(unbiased=False) / (returns.var(unbiased=False) + 1e-8)
-            )
-        rollouts = [*self._memory, (inputs, returns)]
-        x, y = (torch.cat(part) for part in zip(*rollouts, strict=True))
+            error = (seen.returns - self.critic(seen.inputs)).square().mean()
+            explained = 1 - float(error / (seen.returns.var(unbiased=False) + 1e-8))
+        rollouts = [*self._remembered(), seen]
+        x = torch.cat([one.inputs for one in rollouts])
+        y = torch.cat([one.returns for one in rollouts])
         for _ in range(self.config.epochs):
             order = torch.randperm(len(y), generator=generator)
             # As many rows per gradient step as without a memory.
@@ -146,32 +165,60 @@ class CriticTrainer:
                 self.optimizer.zero_grad()
                 loss.backward()
                 self.optimizer.step()
-        self._memory.append((inputs, returns))
         return explained
 
     def memory(self) -> dict[str, torch.Tensor]:
         """Return the rollouts kept, as tensors by name."""
         return {
-            f'critic_memory.{i}.{name}': value
-            for i, pair in enumerate(self._memory)
-            for name, value in zip(('inputs', 'returns'), pair, strict=True)
+            f'critic_memory.{i}.{name}': getattr(seen, name)
+            for i, seen in enumerate(self._memory)
+            for name in REMEMBERED
         }
 
     def set_memory(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Put back what `memory` returned; other names are ignored."""
+        """Put back what `memory` returned; other names, and what lacks a part, are ignored."""
         self._memory.clear()
         for i in range(self.config.history - 1):
-            name = f'critic_memory.{i}'
-            if f'{name}.inputs' in tensors:
-                self._memory.append((tensors[f'{name}.inputs'], tensors[f'{name}.returns']))
+            names = {name: f'critic_memory.{i}.{name}' for name in REMEMBERED}
+            if tensors.keys() >= set(names.values()):
+                self._memory.append(Seen(**{k: tensors[name] for k, name in names.items()}))
 
-    def _inputs(
-        self, policy: FlowPolicy, rollout: Rollout, following: bool = False
-    ) -> torch.Tensor:
-        """Return what the critic sees at each decision, or after it."""
-        raw = rollout.next_observations if following else rollout.observations
+    def see(self, policy: FlowPolicy, rollout: Rollout) -> Seen:
+        """Return a rollout as the critic sees it, with no returns yet."""
+        rewards = torch.tensor(rollout.rewards)  # a copy: it is remembered, and saved
+        return Seen(
+            self._inputs(policy, rollout.observations, rollout.step),
+            self._inputs(policy, rollout.next_observations, rollout.step + 1),
+            rewards,
+            torch.tensor(rollout.terminated),
+            torch.tensor(rollout.last),
+            torch.zeros_like(rewards),
+        )
+
+    def _remembered(self) -> list[Seen]:
+        """Return the rollouts kept, with returns of the present values where it is wanted."""
+        if not self.config.refresh:
+            return list(self._memory)
+        return [replace(seen, returns=self._judge(seen)[1]) for seen in self._memory]
+
+    def _judge(self, seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return advantages [M] and lambda-returns [M] under the present critic."""
+        with torch.no_grad():
+            values, following = self.critic(seen.inputs), self.critic(seen.following)
+        advantages = generalized_advantages(
+            seen.rewards,
+            values,
+            following,
+            seen.terminated,
+            seen.last,
+            self.config.gamma,
+            self.config.gae_lambda,
+        )
+        return advantages, advantages + values
+
+    def _inputs(self, policy: FlowPolicy, raw: np.ndarray, step: np.ndarray) -> torch.Tensor:
+        """Return what the critic sees of observations [M, O] at ages [M] of their episodes."""
         o = policy.normalizer.observation(torch.from_numpy(raw))
         if not self.config.clock:
             return o
-        index = torch.from_numpy(rollout.step).float() + following
-        return torch.cat([o, index[:, None] / CLOCK_UNIT], dim=1)
+        return torch.cat([o, torch.from_numpy(step).float()[:, None] / CLOCK_UNIT], dim=1)

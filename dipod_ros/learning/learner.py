@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from dipod_ros.errors import UserError
 from dipod_ros.learning.algorithms.base import (
     Batch,
     UpdateStopped,
@@ -60,15 +61,18 @@ class Learner(LearnerState):
         first success), only the critics learn: what is left of an advantage then is their error,
         and advantages are scaled to one whatever their size. Raises UserError, and changes
         nothing, for an empty rollout, one of forgotten versions or with numbers that are not
-        finite. When `stop` turns true, the update is given up: everything is put back and
-        UpdateStopped raised; so is what an error in the middle has left.
+        finite, and after too many collapses in a row. When `stop` turns true, the update is given
+        up: everything is put back and UpdateStopped raised; so is what an error in the middle has
+        left.
         """
         self.require_fits(rollout)
-        begun = self.snapshot()
+        self._require_progress()
+        begun, counts = self.snapshot(), self.counts()
         try:
             return self._improve(rollout, stop)
         except Exception:
             self.restore(begun)
+            self.set_counts(counts)
             raise
 
     def require_fits(self, rollout: Rollout) -> None:
@@ -77,6 +81,16 @@ class Learner(LearnerState):
         self.versions.require_known(rollout)
         if self.q is not None:
             self.q.require_fits(rollout)
+
+    def _require_progress(self) -> None:
+        """Raise UserError when nothing but collapses came of the last updates."""
+        most = self.config.max_alarms_in_a_row
+        if most and self.alarms_in_a_row >= most:
+            raise UserError(
+                f'{most} updates in a row collapsed the policy and were taken back: learning ends, '
+                f'version {self.version} is kept; begin again with a smaller learning_rate or '
+                'clip, or a larger beta'
+            )
 
     def _improve(self, rollout: Rollout, stop: Callable[[], bool]) -> dict[str, float]:
         """Do what `update` says; UpdateStopped leaves everything half-way."""
@@ -113,11 +127,10 @@ class Learner(LearnerState):
         self, rollout: Rollout, stop: Callable[[], bool], metrics: dict[str, float]
     ) -> torch.Tensor:
         """Fit what judges the decisions, and return their advantages [M]."""
-        advantages, returns = self.critic.advantages(self.policy, rollout)
         begun_s = time.process_time()
-        metrics['explained_variance'] = self.critic.fit(
-            self.policy, rollout, returns, self._rng('critic')
-        )
+        rng = self._rng('critic')
+        advantages, explained = self.critic.learn(self.policy, rollout, rng)
+        metrics['explained_variance'] = explained
         if self.q is not None:
             metrics |= self.q.learn(self.policy, rollout, self._rng('q'), stop)
         self.gradient_s += time.process_time() - begun_s
@@ -134,6 +147,7 @@ class Learner(LearnerState):
             metrics |= initial
             moved = bool(initial)
         metrics['advantage_rms'] = float(root_mean_square(batch.advantages))
+        metrics['advantage_mean'] = float(batch.advantages.mean())
         if metrics['advantage_rms'] < ADVANTAGE_FLOOR or not self._tells_apart(rollout):
             log.warning(
                 'update %d: no decision so far was worth more than another (is the reward '
@@ -194,6 +208,7 @@ class Learner(LearnerState):
         if metrics['collapsed']:
             self._put_back(before)
             return
+        self.alarms_in_a_row = 0
         self.version += int(moved)
         if not metrics['action_std_ratio'] < self.config.health.min_action_std_ratio:
             self.wide = None
@@ -208,7 +223,10 @@ class Learner(LearnerState):
         if not (every and self.updates % every == 0 and self.algorithm.keeps_flow):
             return
         rng = self._rng('gap')
-        exact = self.policy.spec.sampler.deterministic
+        policy = self.policy
+        if self.updates == 0 and self.algorithm.adapts_to_gap:
+            policy = self.reference  # beta is adapted to an excess over its gap
+        exact = policy.spec.sampler.deterministic
 
         def between() -> None:
             if stop():
@@ -216,14 +234,12 @@ class Learner(LearnerState):
 
         try:
             if not exact:
-                gap = elbo_gap_nats(self.policy, observations, rng, between=between)
+                gap = elbo_gap_nats(policy, observations, rng, between=between)
                 metrics['elbo_gap_nats'] = gap
             else:
                 # The gap itself, in a quarter of the time that the fit of a lower bound takes.
                 actions = ADAPT_ACTIONS if self.algorithm.adapts_to_gap else GAP_ACTIONS
-                estimate = executed_gap(
-                    self.policy, observations, rng, actions=actions, between=between
-                )
+                estimate = executed_gap(policy, observations, rng, actions=actions, between=between)
                 metrics['exact_gap_nats'] = estimate.mean
         except UpdateStopped:
             log.info('update %d: asked to stop, its gap was not measured', self.updates)
@@ -263,5 +279,6 @@ class Learner(LearnerState):
             # Other weights than this version acted with.
             self.version += 1
         self.alarms += 1
+        self.alarms_in_a_row += 1
         self.algorithm.gentler()
         self.use_learning_rate()

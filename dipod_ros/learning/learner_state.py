@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -49,6 +50,9 @@ class LearnerConfig:
     critic_warmup_updates: int = 1
     # Versions whose decisions are still used; at lag 8 learning was clearly slower.
     max_lag: int = 2
+    # So many collapsed updates in a row end learning, each with half the rate of the one before;
+    # 0 is never.
+    max_alarms_in_a_row: int = 10
     gap_every: int = 10  # updates between estimates of the ELBO gap; 0 is never
     seed: int = 0
 
@@ -95,6 +99,7 @@ class LearnerState:
         self.control_steps = 0
         self.episodes = 0
         self.alarms = 0
+        self.alarms_in_a_row = 0  # counted anew after `load`
         # Processor time in the epochs of policy and critic; no metric: those repeat, times do not.
         self.gradient_s = 0.0
         # Mean return of each rollout so far; goes back with the policy.
@@ -160,6 +165,23 @@ class LearnerState:
         """Give the optimiser the rate of the algorithm's present settings."""
         for group in self.optimizer.param_groups:
             group['lr'] = self.algorithm.config.learning_rate
+
+    def counts(self) -> dict[str, Any]:
+        """Return what an update changes besides tensors, for `set_counts`."""
+        names = (*COUNTERS, 'alarms_in_a_row', 'wide')
+        return {name: getattr(self, name) for name in names} | {
+            'config': self.algorithm.config,
+            'state': self.algorithm.state(),
+        }
+
+    def set_counts(self, counts: Mapping[str, Any]) -> None:
+        """Put back what `counts` returned."""
+        counts = dict(counts)
+        self.algorithm.config = counts.pop('config')
+        self.algorithm.load_state(counts.pop('state'))
+        for name, value in counts.items():
+            setattr(self, name, value)
+        self.use_learning_rate()
 
     def snapshot(self) -> dict[str, torch.Tensor]:
         """Return copies of everything that an update changes, by name."""

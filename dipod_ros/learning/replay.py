@@ -16,7 +16,7 @@ import numpy as np
 
 from dipod_ros.errors import UserError
 from dipod_ros.learning.replay_episode import Episode, episode_rollout
-from dipod_ros.learning.rollout import Rollout
+from dipod_ros.learning.rollout import MAX_NUMBER, Rollout
 from dipod_ros.policy.decision import Decision
 from dipod_ros.policy.spec import PolicySpec
 
@@ -27,9 +27,6 @@ MOST_WAITING = 100_000
 # Numbers (seq) that an actor may skip, or fall back by, in one record: three hours of 10 Hz. One
 # record that is further away is not believed, two in a row are.
 MAX_GAP = 100_000
-# Beyond any reward or angle that somebody means. Its square, and that of a sum of thousands, is a
-# float32: a single number that is not would spoil the update that it is learned from.
-MAX_NUMBER = 1e12
 # Beyond any count of decisions or episodes, and exact as the float that the counters become.
 MAX_COUNT = 2**53
 

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from dipod_ros.sim.vector_env import ChunkVectorEnv
 
 
+# Beyond any reward or angle that somebody means. Its square, and that of a sum of thousands, is a
+# float32: a single number that is not would spoil the update that it is learned from.
+MAX_NUMBER = 1e12
+
 # (observations [N, O], noise [N, Z]) -> chunks [N, H, A]
 Actor = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -70,10 +74,17 @@ class Rollout:
                 f'rollout holds observations of {observed} and chunks of {self.chunks.shape[1:]}, '
                 f'the policy has {spec.observation_size} and {spec.horizon} x {len(spec.joints)}'
             )
+        if self.noise.shape[1:] != (spec.noise_size,):
+            raise UserError(
+                f'rollout holds noise of {self.noise.shape[1:]}, the policy takes {spec.noise_size}'
+            )
         # One NaN would be in the critic for ever: it is kept when a collapsed policy is put back.
-        for name in ('observations', 'chunks', 'rewards'):
-            if not np.all(np.isfinite(getattr(self, name))):
+        for name in ('observations', 'noise', 'chunks', 'rewards', 'returns'):
+            values = getattr(self, name)
+            if not np.all(np.isfinite(values)):
                 raise UserError(f'rollout holds {name} that are not finite')
+            if not np.all(np.abs(values) <= MAX_NUMBER):
+                raise UserError(f'rollout holds {name} beyond {MAX_NUMBER:g}: scale them down')
         if not np.all(np.isfinite(self.next_observations[~self.terminated])):
             raise UserError('rollout holds next_observations that are not finite before its ends')
 

@@ -111,6 +111,23 @@ def test_beta_rises_while_the_gap_is_above_its_target_and_falls_below_it():
     assert algorithm.beta == BETA_RANGE[0]
 
 
+def test_the_gap_that_beta_is_adapted_from_is_that_of_the_start(make_policy, make_rollout):
+    """Without a warm-up the first update has moved the policy before any gap is measured."""
+    gaps = []
+    for rate in (1e-4, 0.03):
+        algorithm = replace(QUICK.algorithm, gap_target=1.0, learning_rate=rate)
+        settings = replace(
+            QUICK,
+            algorithm=algorithm,
+            gap_every=1,
+            health=HealthConfig(states=16, max_cfm_ratio=1e9, min_action_std_ratio=0.0),
+        )
+        row = Learner(make_policy(), settings).update(make_rollout(make_policy()))
+        assert row['version'] == 1
+        gaps.append(row['first_gap_nats'])
+    assert gaps[0] == gaps[1]
+
+
 def test_a_gap_that_is_never_measured_is_no_target():
     with pytest.raises(UserError, match='gap_every 0 never measures it: set gap_every to 4'):
         LearnerConfig(algorithm=DipodConfig(gap_target=1.0), gap_every=0)

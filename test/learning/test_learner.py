@@ -262,7 +262,9 @@ def test_weights_that_are_not_a_number_are_a_collapse(
     assert_same_weights(learner.policy, make_policy())
 
 
-@pytest.mark.parametrize('name', ['observations', 'chunks', 'rewards', 'next_observations'])
+@pytest.mark.parametrize(
+    'name', ['observations', 'noise', 'chunks', 'rewards', 'returns', 'next_observations']
+)
 @pytest.mark.parametrize('value', [np.nan, np.inf])
 def test_a_rollout_that_is_not_finite_is_refused_and_nothing_happens(
     make_policy, make_rollout, name, value
@@ -277,6 +279,49 @@ def test_a_rollout_that_is_not_finite_is_refused_and_nothing_happens(
         learner.update(replace(rollout, **{name: values}))
     assert all(torch.equal(before[k], v) for k, v in learner.snapshot().items())
     assert learner.updates == 0
+
+
+def test_rewards_whose_squares_are_no_numbers_are_refused(make_policy, make_rollout):
+    learner = Learner(make_policy(), QUICK)
+    rollout = make_rollout(make_policy())
+    with pytest.raises(UserError, match='rewards beyond 1e'):
+        learner.update(replace(rollout, rewards=rollout.rewards * 1e20))
+
+
+def test_noise_of_another_policy_is_refused(make_policy, make_rollout):
+    learner = Learner(make_policy(), QUICK)
+    rollout = make_rollout(make_policy())
+    with pytest.raises(UserError, match='noise'):
+        learner.update(replace(rollout, noise=rollout.noise[:, :-1]))
+
+
+def test_nothing_but_collapses_ends_learning_with_the_last_good_version(
+    make_policy, make_rollout, assert_same_weights
+):
+    hopeless = replace(QUICK, health=HealthConfig(max_cfm_ratio=0.0), max_alarms_in_a_row=3)
+    learner = Learner(make_policy(), hopeless)
+    run(learner, make_rollout, 3)
+    with pytest.raises(UserError, match='3 updates in a row .* version 0 is kept'):
+        run(learner, make_rollout, 1)
+    assert learner.updates == 3
+    assert_same_weights(learner.policy, make_policy())
+    unending = Learner(make_policy(), replace(hopeless, max_alarms_in_a_row=0))
+    assert len(run(unending, make_rollout, 5)) == 5
+
+
+def test_an_error_at_the_end_of_an_update_takes_the_version_back_too(
+    make_policy, make_rollout, monkeypatch
+):
+    learner = Learner(make_policy(), QUICK)
+    begun = learner.counts()
+    monkeypatch.setattr(learner, '_measure_gap', lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(learner, make_rollout, 1)
+    assert learner.counts() == begun and learner.returns == []
+    monkeypatch.undo()
+    fresh = Learner(make_policy(), QUICK)
+    assert run(learner, make_rollout, 2) == run(fresh, make_rollout, 2)
+    assert_same_state(learner, fresh)
 
 
 def test_learning_goes_on_after_a_collapse(make_policy, make_rollout):

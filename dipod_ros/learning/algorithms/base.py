@@ -44,8 +44,13 @@ class UpdateConfig:
     # Decay per gradient step of a running average of the weights, which is the policy at the end of
     # the update; 0 is none. The last of many large steps is noise that acts.
     ema: float = 0.0
+    # Advantages beyond this many times their root mean square count as that; 0 is none. Where a few
+    # decisions end an episode and the others hardly matter, those few would be the whole update.
+    advantage_clip: float = 0.0
 
     def __post_init__(self) -> None:
+        if not self.advantage_clip >= 0:
+            raise UserError(f'advantage_clip must be at least 0, got {self.advantage_clip}')
         if not 0 <= self.ema < 1:
             raise UserError(f'ema must be at least 0 and below 1, got {self.ema}')
         if self.precision not in PRECISIONS:
@@ -176,6 +181,15 @@ def root_mean_square(advantages: torch.Tensor) -> torch.Tensor:
     return advantages.square().mean().sqrt()
 
 
+def normalised(advantages: torch.Tensor, clip: float = 0.0) -> torch.Tensor:
+    """Return advantages [M] in units of their root mean square, at most `clip` of them (0: any)."""
+    units = advantages / (root_mean_square(advantages) + 1e-8)
+    if not clip:
+        return units
+    units = units.clamp(-clip, clip)
+    return units / (root_mean_square(units) + 1e-8)
+
+
 def run_epochs(
     algorithm: Algorithm,
     policy: FlowPolicy,
@@ -199,8 +213,7 @@ def run_epochs(
 
     """
     config = algorithm.config
-    scale = root_mean_square(batch.advantages) + 1e-8
-    batch = replace(batch, advantages=batch.advantages / scale)
+    batch = replace(batch, advantages=normalised(batch.advantages, config.advantage_clip))
     parameters = algorithm.parameters(policy)
     totals: dict[str, float] = {}
     updates = 0

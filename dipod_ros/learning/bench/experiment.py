@@ -169,6 +169,7 @@ class Training:
                 imitation=None if imitated is None else ImitationConfig(**imitated),
                 q_critic=None if q_critic is None else QCriticConfig(**q_critic),
                 critic_warmup_updates=self.method.critic_warmup_updates,
+                max_alarms_in_a_row=0,  # what a method does by itself is the result
                 health=ALARM if self.method.guarded else NO_ALARM,
                 max_lag=self.regime.lag + self.regime.window - 1,
                 # A method that adapts to the gap measures it itself, as part of learning.

@@ -43,9 +43,7 @@ def own_decisions(
         rng = torch_rng(seed, 'drift-baseline')
         return own, q_advantages(q, policy, rollout_decisions(policy, own), rng)
     critic = CriticTrainer(policy.spec.observation_size, CriticConfig())
-    for sweep in range(4):  # lambda-returns of a better critic each time
-        _, returns = critic.advantages(policy, others)
-        critic.fit(policy, others, returns, torch_rng(seed, 'drift-critic', sweep))
+    critic.learn(policy, others, torch_rng(seed, 'drift-critic'))
     return own, critic.advantages(policy, own)[0]
 
 
