@@ -47,7 +47,7 @@ from dipod_ros.learning.bench.experiment_start import (
     start_demonstrations,
     start_policy,
 )
-from dipod_ros.learning.bench.jobs import Job, update_config
+from dipod_ros.learning.bench.jobs import Job, critic_settings, update_config
 from dipod_ros.learning.bench.methods import METHODS
 from dipod_ros.learning.bench.regimes import REGIMES, TASKS
 from dipod_ros.learning.collapse import HealthConfig, first_alarm
@@ -156,7 +156,7 @@ class Training:
         self._run_file = job.file(run_dir, '.run.json')
         start, self.start_sha256 = start_policy(job, run_dir)
         imitated, q_critic = self.method.imitation, self.method.q_critic
-        critic = CriticConfig(**self.method.critic)
+        critic = CriticConfig(**critic_settings(job))
         if self.regime.window > 1:
             # The window is its memory: it would be fitted to each rollout once more in every update
             # that still learns from it.

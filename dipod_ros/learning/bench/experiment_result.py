@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dipod_ros.errors import UserError
-from dipod_ros.learning.bench.jobs import Job, update_config
+from dipod_ros.learning.bench.jobs import Job, critic_settings, update_config
 from dipod_ros.learning.bench.methods import METHODS
 from dipod_ros.learning.bench.regimes import REGIMES, TASKS
 from dipod_ros.learning.collapse import HealthConfig, first_alarm
@@ -47,7 +47,7 @@ def settings_of(job: Job, start_sha256: str) -> dict[str, Any]:
     settings = {
         'method': asdict(METHODS[job.method]),
         'config': asdict(update_config(job)),
-        'critic': asdict(CriticConfig(**METHODS[job.method].critic)),
+        'critic': asdict(CriticConfig(**critic_settings(job))),
         'q_critic': None if q_critic is None else asdict(QCriticConfig(**q_critic)),
         'imitation': None if imitation is None else asdict(ImitationConfig(**imitation)),
         'task': asdict(TASKS[job.task]),

@@ -81,6 +81,11 @@ def problems(job: Job) -> tuple[str | None, str | None]:
     return unfit, missing
 
 
+def critic_settings(job: Job) -> dict[str, Any]:
+    """Return what a job's critic of states has besides its defaults, of a CriticConfig."""
+    return TASKS[job.task].critic | METHODS[job.method].critic
+
+
 def update_config(job: Job) -> UpdateConfig | OutsideConfig:
     """Return the settings of a job's method under its regime.
 
