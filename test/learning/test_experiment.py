@@ -34,10 +34,11 @@ from dipod_ros.learning.bench.experiment_score import (  # noqa: E402
     without_noise,
 )
 from dipod_ros.learning.bench.experiment_start import make_worlds, start_policy  # noqa: E402
-from dipod_ros.learning.bench.jobs import Job, update_config  # noqa: E402
+from dipod_ros.learning.bench.jobs import Job, critic_settings, update_config  # noqa: E402
 from dipod_ros.learning.bench.methods import METHODS  # noqa: E402
 from dipod_ros.learning.bench.regimes import Regime  # noqa: E402
 from dipod_ros.learning.collapse import HealthConfig  # noqa: E402
+from dipod_ros.learning.critic import CriticConfig  # noqa: E402
 from dipod_ros.learning.demonstrations.dataset import Demonstrations  # noqa: E402
 from dipod_ros.learning.demonstrations.scripted import record  # noqa: E402
 from dipod_ros.learning.evaluate import evaluate_policy  # noqa: E402
@@ -261,6 +262,18 @@ def test_a_method_may_act_by_another_sampler(tmp_path):
     assert without_noise(chain, keeps_flow=False).spec.sampler == SamplerSpec('euler', 4)
     flow = policy.with_sampler(SamplerSpec('euler', 3))
     assert without_noise(flow, keeps_flow=True) is flow
+
+
+def test_a_task_has_settings_of_its_own_which_a_method_may_replace():
+    """A gait's reward is dense: its values are anew in every update, a fall is not everything."""
+    gait, arm, kept = (
+        Job(*names, 0)
+        for names in (('walker2d', 'dipod_0.1'), ('reach', 'dipod_0.1'), ('hopper', 'fpo++_kept'))
+    )
+    clips = [update_config(job).advantage_clip for job in (gait, arm, kept)]
+    assert clips == [3.0, 0.0, 0.0]
+    fresh = [CriticConfig(**critic_settings(job)).refresh for job in (gait, arm, kept)]
+    assert fresh == [True, False, False]
 
 
 def test_demonstrations_without_rewards_are_not_for_a_shaped_task():

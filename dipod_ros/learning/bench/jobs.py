@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +99,10 @@ def update_config(job: Job) -> UpdateConfig | OutsideConfig:
     path = f'dipod_ros.learning.{"bench." if outside else "algorithms."}{method.module}'
     if importlib.util.find_spec(path) is None:
         raise UserError(f'method {job.method} is not part of this installation: leave it out')
-    config = getattr(importlib.import_module(path), method.config)(**method.settings)
+    make = getattr(importlib.import_module(path), method.config)
+    known = {field.name for field in fields(make)}
+    usual = {k: v for k, v in TASKS[job.task].update.items() if k in known}
+    config = make(**(usual | method.settings))
     changes = {
         name: value
         for name, value in (('epochs', regime.epochs), ('clip', regime.clip))

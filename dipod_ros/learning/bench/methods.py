@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from dipod_ros.learning.bench.regimes import KEPT_RETURNS
 from dipod_ros.policy.spec import SamplerSpec
 
 
@@ -59,6 +60,16 @@ METHODS = {
     'reinflow': Method('ReinFlow', 'reinflow', 'ReinFlowConfig'),
     'gaussian_ppo': Method('Gaussian PPO', 'gaussian_ppo', 'GaussianPpoConfig', flow=False),
     'fpo++_guarded': Method('FPO++ with the alarm', settings={'beta': 0.0}, guarded=True),
+    'fpo++_kept': Method(
+        'FPO++, returns kept as they were, advantages whole',
+        settings={'beta': 0.0, 'advantage_clip': 0.0},
+        critic=KEPT_RETURNS,
+    ),
+    'dipod_0.1_kept': Method(
+        'DiPOD 0.1, returns kept as they were, advantages whole',
+        settings={'beta': 0.1, 'advantage_clip': 0.0},
+        critic=KEPT_RETURNS,
+    ),
     'small_clip': Method('FPO++, clip 0.05', settings={'beta': 0.0, 'clip': 0.05}),
     'bc_anchor': Method(
         'holds the cloned actions, beta 0.1', settings={'beta': 0.1, 'anchor': 'start'}

@@ -92,11 +92,17 @@ SUITES = {
         ('fpo++_q', 'dipod_0.1_q'),
     ),
     'gait': Suite(
-        'averaged large steps, and the off-policy critic, on locomotion',
+        'a dense reward: values anew, large steps averaged, the off-policy critic',
         ('hopper', 'walker2d'),
         ('default',),
-        ('fpo++_ema', 'dipod_0.1_ema', 'fpo++_q_alone', 'dipod_0.1_q_alone'),
-        3,
+        (
+            'fpo++_kept',
+            'dipod_0.1_kept',
+            'fpo++_ema',
+            'dipod_0.1_ema',
+            'fpo++_q_alone',
+            'dipod_0.1_q_alone',
+        ),
     ),
     'controls': Suite(
         'what of the regulariser does the work',
