@@ -39,6 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '(default %(default)s)',
     )
     parser.add_argument(
+        '--advantage-clip',
+        type=float,
+        default=0.0,
+        metavar='RMS',
+        help='advantages beyond so many root mean squares count as that, for a dense reward '
+        'in which a few falls are worth more than all else: 3; 0 is none (default %(default)s)',
+    )
+    parser.add_argument(
         '--precision',
         choices=('float32', 'bfloat16'),
         default='float32',
@@ -139,6 +147,7 @@ def run(args: argparse.Namespace) -> int:
             trust_region=args.trust_region,
             learning_rate=args.learning_rate,
             ema=args.ema,
+            advantage_clip=args.advantage_clip,
         ),
         imitation=imitation_config(args.demo_weight, args.demo_decay),
         q_critic=QCriticConfig() if args.q_critic else None,

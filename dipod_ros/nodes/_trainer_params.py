@@ -61,6 +61,13 @@ class TrainerParams:
         low=0.0,
         high=1.0,
     )
+    advantage_clip: float = param(
+        0.0,
+        'advantages beyond so many times their root mean square count as that, for a dense reward '
+        'in which a few falls are worth more than all else (3 is usual); 0 is none',
+        low=0.0,
+        high=100.0,
+    )
     precision: str = param(
         'float32', 'of the matrix products of an update', choices=('float32', 'bfloat16')
     )
@@ -150,6 +157,7 @@ def open_run(p: TrainerParams) -> TrainingRun:
                     trust_region=p.trust_region,
                     learning_rate=p.learning_rate,
                     ema=p.ema,
+                    advantage_clip=p.advantage_clip,
                 ),
                 critic=CriticConfig(),
                 imitation=imitation_config(p.demo_weight, p.demo_decay),
