@@ -30,11 +30,13 @@ class CriticConfig:
     # Newest rollouts that the values are fitted to. The policy moves little between them, and one
     # rollout of 64 episodes is too little to tell luck from value.
     history: int = 4
-    # Whether what the older of them are fitted to is computed anew, with the present values.
-    refresh: bool = True
+    # Whether what the older of them are fitted to is computed anew, with the present values. Of a
+    # dense reward they are too low otherwise, for some updates; of one at the end success was lower
+    # with it (docs/dipod.md).
+    refresh: bool = False
     # Fits in the very first update, each to lambda-returns of the values so far: those of random
     # weights say little of an episode that lasts for longer than 1 / (1 - gamma lambda) decisions.
-    first_sweeps: int = 4
+    first_sweeps: int = 1
     # Whether the critic is told how many decisions the episode is old. It is not deployed, and an
     # episode that ends at a deadline has no value function of the observation alone.
     clock: bool = True

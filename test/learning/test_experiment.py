@@ -268,7 +268,7 @@ def test_a_task_has_settings_of_its_own_which_a_method_may_replace():
     """A gait's reward is dense: its values are anew in every update, a fall is not everything."""
     gait, arm, kept = (
         Job(*names, 0)
-        for names in (('walker2d', 'dipod_0.1'), ('reach', 'dipod_0.1'), ('hopper', 'fpo++_kept'))
+        for names in (('walker2d', 'dipod_0.1'), ('reach', 'dipod_0.1'), ('hopper', 'fpo++_plain'))
     )
     clips = [update_config(job).advantage_clip for job in (gait, arm, kept)]
     assert clips == [3.0, 0.0, 0.0]

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dipod_ros.learning.bench.regimes import KEPT_RETURNS
 from dipod_ros.policy.spec import SamplerSpec
 
 
@@ -38,6 +37,8 @@ def _interleaved(about: str, **settings: Any) -> Method:
     return Method(about, 'self_distillation', 'InterleavedConfig', settings)
 
 
+# A critic as it is by default, also where the task has another.
+PLAIN_CRITIC = {'refresh': False, 'first_sweeps': 1}
 # Three times the usual rate; the average over the last 20 gradient steps acts.
 LARGE = {'learning_rate': 1e-3, 'ema': 0.95}
 # What the sweep chose for DPPO.
@@ -60,15 +61,15 @@ METHODS = {
     'reinflow': Method('ReinFlow', 'reinflow', 'ReinFlowConfig'),
     'gaussian_ppo': Method('Gaussian PPO', 'gaussian_ppo', 'GaussianPpoConfig', flow=False),
     'fpo++_guarded': Method('FPO++ with the alarm', settings={'beta': 0.0}, guarded=True),
-    'fpo++_kept': Method(
-        'FPO++, returns kept as they were, advantages whole',
+    'fpo++_plain': Method(
+        'FPO++, critic and advantages as for a reward at the end',
         settings={'beta': 0.0, 'advantage_clip': 0.0},
-        critic=KEPT_RETURNS,
+        critic=PLAIN_CRITIC,
     ),
-    'dipod_0.1_kept': Method(
-        'DiPOD 0.1, returns kept as they were, advantages whole',
+    'dipod_0.1_plain': Method(
+        'DiPOD 0.1, critic and advantages as for a reward at the end',
         settings={'beta': 0.1, 'advantage_clip': 0.0},
-        critic=KEPT_RETURNS,
+        critic=PLAIN_CRITIC,
     ),
     'small_clip': Method('FPO++, clip 0.05', settings={'beta': 0.0, 'clip': 0.05}),
     'bc_anchor': Method(

@@ -92,12 +92,12 @@ SUITES = {
         ('fpo++_q', 'dipod_0.1_q'),
     ),
     'gait': Suite(
-        'a dense reward: values anew, large steps averaged, the off-policy critic',
+        'a dense reward with the plain critic, large steps averaged, the off-policy critic',
         ('hopper', 'walker2d'),
         ('default',),
         (
-            'fpo++_kept',
-            'dipod_0.1_kept',
+            'fpo++_plain',
+            'dipod_0.1_plain',
             'fpo++_ema',
             'dipod_0.1_ema',
             'fpo++_q_alone',

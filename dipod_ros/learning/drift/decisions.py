@@ -42,7 +42,7 @@ def own_decisions(
         q.learn(policy, others, torch_rng(seed, 'drift-q'))
         rng = torch_rng(seed, 'drift-baseline')
         return own, q_advantages(q, policy, rollout_decisions(policy, own), rng)
-    critic = CriticTrainer(policy.spec.observation_size, CriticConfig())
+    critic = CriticTrainer(policy.spec.observation_size, CriticConfig(first_sweeps=4))
     critic.learn(policy, others, torch_rng(seed, 'drift-critic'))
     return own, critic.advantages(policy, own)[0]
 
