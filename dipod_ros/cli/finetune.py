@@ -39,12 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '(default %(default)s)',
     )
     parser.add_argument(
-        '--advantage-clip',
-        type=float,
-        default=0.0,
-        metavar='RMS',
-        help='advantages beyond so many root mean squares count as that, for a dense reward '
-        'in which a few falls are worth more than all else: 3; 0 is none (default %(default)s)',
+        '--dense-reward',
+        action='store_true',
+        help='for rewards at every decision: the values of what is remembered are computed anew '
+        'in each update, and no advantage counts more than three times the usual',
     )
     parser.add_argument(
         '--precision',
@@ -114,6 +112,8 @@ def run(args: argparse.Namespace) -> int:
 
     from dipod_ros.learning import parallel
     from dipod_ros.learning.algorithms.self_distillation import InterleavedConfig
+    from dipod_ros.learning.critic import CriticConfig
+    from dipod_ros.learning.dense_reward import DENSE_CRITIC, DENSE_UPDATE
     from dipod_ros.learning.evaluate import evaluate_policy
     from dipod_ros.learning.imitation import imitation_config
     from dipod_ros.learning.learner_state import LearnerConfig
@@ -147,8 +147,9 @@ def run(args: argparse.Namespace) -> int:
             trust_region=args.trust_region,
             learning_rate=args.learning_rate,
             ema=args.ema,
-            advantage_clip=args.advantage_clip,
+            **(DENSE_UPDATE if args.dense_reward else {}),
         ),
+        critic=CriticConfig(**(DENSE_CRITIC if args.dense_reward else {})),
         imitation=imitation_config(args.demo_weight, args.demo_decay),
         q_critic=QCriticConfig() if args.q_critic else None,
         gap_every=args.gap_every,

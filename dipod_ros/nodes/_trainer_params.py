@@ -61,12 +61,10 @@ class TrainerParams:
         low=0.0,
         high=1.0,
     )
-    advantage_clip: float = param(
-        0.0,
-        'advantages beyond so many times their root mean square count as that, for a dense reward '
-        'in which a few falls are worth more than all else (3 is usual); 0 is none',
-        low=0.0,
-        high=100.0,
+    dense_reward: bool = param(
+        False,
+        'for rewards at every decision, as of a gait: the values of what is remembered are '
+        'computed anew in each update, and no advantage counts more than three times the usual',
     )
     precision: str = param(
         'float32', 'of the matrix products of an update', choices=('float32', 'bfloat16')
@@ -128,6 +126,7 @@ def open_run(p: TrainerParams) -> TrainingRun:
 
     from dipod_ros.learning.algorithms.self_distillation import InterleavedConfig
     from dipod_ros.learning.critic import CriticConfig
+    from dipod_ros.learning.dense_reward import DENSE_CRITIC, DENSE_UPDATE
     from dipod_ros.learning.imitation import imitation_config
     from dipod_ros.learning.learner_state import LearnerConfig
     from dipod_ros.learning.q_critic import QCriticConfig
@@ -157,9 +156,9 @@ def open_run(p: TrainerParams) -> TrainingRun:
                     trust_region=p.trust_region,
                     learning_rate=p.learning_rate,
                     ema=p.ema,
-                    advantage_clip=p.advantage_clip,
+                    **(DENSE_UPDATE if p.dense_reward else {}),
                 ),
-                critic=CriticConfig(),
+                critic=CriticConfig(**(DENSE_CRITIC if p.dense_reward else {})),
                 imitation=imitation_config(p.demo_weight, p.demo_decay),
                 q_critic=QCriticConfig() if p.q_critic else None,
                 critic_warmup_updates=p.critic_warmup_updates,

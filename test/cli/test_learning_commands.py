@@ -172,6 +172,15 @@ def test_finetune_learns_keeps_its_run_and_goes_on_with_it(at, quick_q, capsys):
     assert [row['updates'] for row in told['curve']] == list(range(1, len(steps) + 1))
 
 
+def test_finetune_takes_a_reward_for_dense(at):
+    words = ('--episodes', 4, '--epochs', 1, '--gap-every', 0, '--eval-episodes', 2)
+    words += ('--control-steps', 400, '--no-q-critic', '--student', 'off')
+    for name, more, clip in (('ft_end', (), 0.0), ('ft_dense', ('--dense-reward',), 3.0)):
+        assert run('finetune', 'flow', '--run-dir', name, *words, *more) == 0
+        last = sorted(Path(name, 'checkpoints').iterdir())[-1]
+        assert ckpt.load(last).manifest.lineage['update']['advantage_clip'] == clip
+
+
 def test_finetune_draws_a_seed_for_a_run_and_keeps_it_when_it_goes_on(at, capsys):
     words = ('--episodes', 2, '--epochs', 1, '--gap-every', 0, '--eval-episodes', 2)
     words += ('--student', 'off', '--no-q-critic', '--seed', -1, '--run-dir', 'ft_drawn')

@@ -16,7 +16,7 @@ from dipod_ros.nodes import _parameters  # noqa: E402
 from dipod_ros.nodes._mujoco_sim_params import MujocoSimParams  # noqa: E402
 from dipod_ros.nodes._policy_server_params import PolicyServerParams  # noqa: E402
 from dipod_ros.nodes._recorder_params import RecorderParams  # noqa: E402
-from dipod_ros.nodes._trainer_params import TrainerParams  # noqa: E402
+from dipod_ros.nodes._trainer_params import TrainerParams, open_run  # noqa: E402
 from dipod_ros.ros import params, unknown_parameters  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -197,3 +197,14 @@ def test_a_field_without_description_is_a_mistake_of_the_programmer():
 
     with pytest.raises(TypeError, match='Bad.x'):
         list(params.entries(Bad))
+
+
+@pytest.mark.parametrize('dense', [False, True])
+def test_a_dense_reward_is_learned_from_with_values_anew(tmp_path, dense):
+    learned = TrainerParams(
+        checkpoint='reach_flow', run_dir=str(tmp_path), nice=0, dense_reward=dense
+    )
+    run = open_run(learned)
+    run.close()
+    config = run.learner.config
+    assert (config.algorithm.advantage_clip > 0, config.critic.refresh) == (dense, dense)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from dipod_ros.learning.dense_reward import DENSE_CRITIC, DENSE_UPDATE
+
 
 @dataclass(frozen=True)
 class Task:
@@ -29,12 +31,6 @@ class Task:
     update: dict[str, Any] = field(default_factory=dict)
     critic: dict[str, Any] = field(default_factory=dict)
 
-
-# For a dense reward. The few decisions that a fall follows would be half of the update: 1 % have
-# 56 % of the squares. And the values of random weights are far too low for episodes of 250
-# decisions: seven updates would take almost every action for a good one.
-DENSE_UPDATE = {'advantage_clip': 3.0}
-DENSE_CRITIC = {'refresh': True, 'first_sweeps': 4}
 
 TASKS = {
     'reach': Task(40_000, tight_tolerance=0.005),
