@@ -172,9 +172,9 @@ def test_finetune_learns_keeps_its_run_and_goes_on_with_it(at, quick_q, capsys):
     assert [row['updates'] for row in told['curve']] == list(range(1, len(steps) + 1))
 
 
-def test_finetune_takes_a_reward_for_dense(at):
+def test_finetune_takes_a_reward_for_dense(at, quick_q):
     words = ('--episodes', 4, '--epochs', 1, '--gap-every', 0, '--eval-episodes', 2)
-    words += ('--control-steps', 400, '--no-q-critic', '--student', 'off')
+    words += ('--control-steps', 400, '--student', 'off', '--demos', 'runs/demos')
     for name, more, clip in (('ft_end', (), 0.0), ('ft_dense', ('--dense-reward',), 3.0)):
         assert run('finetune', 'flow', '--run-dir', name, *words, *more) == 0
         last = sorted(Path(name, 'checkpoints').iterdir())[-1]
