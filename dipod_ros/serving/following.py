@@ -129,6 +129,10 @@ class FollowingGuard:
         self._stood = position
         self._due_tick = tick + math.ceil(wait_s / self._dt)
 
+    def misplaced(self) -> None:
+        """Note that the command cannot come to where the arm stands: it is not tried from there."""
+        self._due_tick = None
+
     def may_try(self, tick: int) -> bool:
         """Return whether nothing speaks against a decision."""
         return not self.stopped or (self._due_tick is not None and tick >= self._due_tick)

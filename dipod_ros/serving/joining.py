@@ -35,8 +35,9 @@ class Joining:
         `trajectory` where whole plans are sent; `still_rad` as in Stillness.
         """
         self._course, self.following, self.still = course, following, Stillness(notices, still_rad)
-        self._limits, self._dt = safety.limits, safety.dt
-        self._trajectory, self._clock = trajectory, clock
+        self._limits, self._dt, self._safety = safety.limits, safety.dt, safety
+        self._trajectory, self._clock, self._notices = trajectory, clock, notices
+        self._refused: np.ndarray | None = None  # where the way to the arm led out of the box
         self._way: taking_up.Way | None = None  # that was left to the controller last
         self._vouched = False  # a world said where it put the arm, which stands there
 
@@ -64,6 +65,7 @@ class Joining:
             return False
         self._vouched = False
         self.following.resume(course.tick)
+        self._allow()
         return True
 
     def make_way(self) -> None:
@@ -72,6 +74,7 @@ class Joining:
         if course.timeline.plan is not None and course.stands:
             course.begin_anew()
             self.following.forget()
+            self._allow()
 
     def take_up(self, joints: Sample) -> None:
         """Bring the command of an arm that did not follow to where the arm stands."""
@@ -83,6 +86,9 @@ class Joining:
             return
         position, end = joints.values, course.timeline.command(course.tick)
         if self.following.wants(position, end) and course.start_place.allows(position):
+            if not self._stays_inside(position):
+                self.following.misplaced()
+                return
             args = course.timeline.plan, course.tick, position, self._limits, self._dt
             if self._trajectory:
                 self._way = taking_up.wait_at(*args)
@@ -91,6 +97,37 @@ class Joining:
                 plan = taking_up.go(*args)
             course.timeline.replace(plan)
             self.following.placed(position, course.tick + len(plan.motion.points))
+
+    def _stays_inside(self, position: np.ndarray) -> bool:
+        """Tell whether the way to an arm at [A] (rad) in the workspace stays in it."""
+        workspace, course = self._safety.workspace, self._course
+        if workspace is None or workspace.outside(position):
+            self._allow()
+            return True  # to one that is outside all ways lead out
+        refused = self._refused
+        if refused is not None and np.all(np.abs(position - refused) <= self.still.agree_rad):
+            return False
+        plan, tick = course.timeline.plan, course.tick
+        points = taking_up.go(plan, tick, position, self._limits, self._dt).motion.points
+
+        def brake(point: np.ndarray, velocity: np.ndarray) -> np.ndarray:
+            return self._safety.brake(point, velocity).points
+
+        inside = workspace.admissible(plan.point(tick), points, self._dt, brake)
+        if inside == len(points):
+            self._allow()
+            return True
+        self._refused = position
+        self._notices.set(
+            'way',
+            'the straight way from where the command stands to where the arm stands leaves the '
+            'workspace: held; bring the arm nearer to where it was, or deactivate and activate',
+        )
+        return False
+
+    def _allow(self) -> None:
+        self._refused = None
+        self._notices.clear('way', 'the way to the arm stays in the workspace')
 
     def stop(self, joints: Sample, max_age_s: float) -> None:
         """Stop an arm that is on a way which was left to its controller."""

@@ -13,6 +13,7 @@ from dipod_ros.serving.decisions import Outcome
 from dipod_ros.serving.following import FIRST_WAIT_S, PATIENCE, FollowingConfig
 from dipod_ros.serving.realtime import RealTimeLoop
 from dipod_ros.serving.speed import SpeedConfig, SpeedScale
+from dipod_ros.serving.workspace import Box, Workspace
 
 ON = FollowingConfig()
 
@@ -298,3 +299,52 @@ def test_a_driver_that_wraps_angles_is_named(make_arm):
     run_until(arm, lambda: stopped(arm))
     (text,) = (t for t in arm.bench.notices.active if 'does not follow' in t)
     assert 'its driver seems to wrap angles' in text and 'controller' not in text
+
+
+class Lifted:
+    """A tool that is lifted by a metre while the first joint is within two bounds."""
+
+    reach = np.array([9.0, 0.0, 0.0])
+
+    def __init__(self, low, high):
+        self.low, self.high = low, high
+
+    def __call__(self, positions):
+        q = positions[:, 0]
+        height = np.where((q > self.low) & (q < self.high), 1.0, 0.0)
+        return np.stack([0 * q, 0 * q, height], axis=1)
+
+
+@pytest.mark.parametrize('interface', ['trajectory', 'position'])
+def test_the_way_to_an_arm_that_was_moved_stays_in_the_workspace(make_arm, interface):
+    arm = make_arm(interface)
+    arm.run(8)
+    arm.switch(active=False)
+    run_until(arm, lambda: stopped(arm))
+    arm.run(40)
+    where = arm.position
+    assert arm.loop.following.stopped
+    tool, box = Lifted(where[0] + 0.2, where[0] + 0.4), Box([-1, -1, -0.5], [1, 1, 0.5])
+    arm.bench.safety.workspace = Workspace(box, tool, arm.bench.limits.acceleration)
+
+    def stand(away, periods):
+        arm.position = where + [away, 0.1, 0.0]
+        arm.controller.halt(arm.position)
+        arm.run(periods)
+        return arm.loop.timeline.command(arm.loop.tick)
+
+    def told():
+        return [text for text in arm.bench.notices.active if 'leaves the workspace' in text]
+
+    sent = len(arm.plans)
+    np.testing.assert_allclose(stand(0.6, 100), where, atol=1e-6)  # held, and not tried again
+    assert len(told()) == 1 and arm.loop.following.stopped
+    assert sum('leaves the workspace' in text for _, text in arm.bench.told) == 1
+    assert interface == 'position' or len(arm.plans) == sent
+    nearer = where + [0.1, 0.1, 0.0]  # somebody brings it back
+    np.testing.assert_allclose(stand(0.1, 40), nearer, atol=1e-6)
+    assert not told() and arm.found == []
+    # The same way is gone where nothing is beside it.
+    arm.bench.safety.workspace = None
+    away = where + [0.6, 0.1, 0.0]
+    np.testing.assert_allclose(stand(0.6, 70), away, atol=1e-6)
