@@ -68,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
 
     _require_rclpy()
     set_threads(1)
-    if not 0 < args.minutes < float('inf'):
-        raise UserError(f'--minutes must be above 0 and finite, got {args.minutes}')
+    if args.minutes <= 0:
+        raise UserError(f'--minutes must be above 0, got {args.minutes}')
     require_at_least(args, eval_episodes=1, updates=1, seed=0)
     if not 0 <= args.beta <= MAX_BETA:
         raise UserError(f'--beta must be within 0..{MAX_BETA}, got {args.beta}')

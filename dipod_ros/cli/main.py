@@ -86,6 +86,7 @@ def available() -> list[str]:
 
 def call(module: ModuleType, argv: Sequence[str]) -> int:
     """Run one subcommand's module with argv; also for commands that are made of others."""
+    from dipod_ros.cli.arguments import require_finite
     from dipod_ros.cli.output import require_outputs
 
     name = module.__name__.rsplit('.', 1)[-1].replace('_', '-')
@@ -96,6 +97,7 @@ def call(module: ModuleType, argv: Sequence[str]) -> int:
     module.add_arguments(parser)
     # Intermixed: options may stand between the words of a list, as in `up sim -n task:=reach`.
     args = parser.parse_intermixed_args(list(argv))
+    require_finite(args)
     require_outputs(args)
     return int(module.run(args) or 0)
 

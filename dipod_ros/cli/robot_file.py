@@ -61,8 +61,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, check, write."""
-    import math
-
     from dipod_ros.errors import UserError
     from dipod_ros.policy.atomic import write_file
     from dipod_ros.policy.ros_names import require_topic
@@ -79,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     ):  # fmt: skip
         if not 0 < value <= most:
             raise UserError(f'{name} must be above 0 and at most {most}, got {value:g}')
-    if args.acceleration is not None and not 0 < args.acceleration < math.inf:
+    if args.acceleration is not None and args.acceleration <= 0:
         raise UserError(f'--acceleration must be above 0, in rad/s^2, got {args.acceleration:g}')
     require_topic(args.controller, '--controller')
     chain = chain_to(read_urdf(args.urdf), args.tip, args.base)
