@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 
 from dipod_ros.errors import UserError
@@ -33,13 +32,6 @@ def require_at_least(args: argparse.Namespace, **least: float) -> None:
         value = getattr(args, name)
         if value is not None and not value >= low:
             raise UserError(f'--{name.replace("_", "-")} must be at least {low}, got {value}')
-
-
-def require_finite(args: argparse.Namespace) -> None:
-    """Raise UserError where an argument is NaN, which is below and above nothing, or infinite."""
-    for name, value in vars(args).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f'--{name.replace("_", "-")} must be a finite number, got {value}')
 
 
 def find_checkpoint(name_or_path: str) -> Path:

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
+from dipod_ros.cli.checks import require_finite, require_outputs
 from dipod_ros.errors import UserError
 
 COMMANDS = (
@@ -86,9 +87,6 @@ def available() -> list[str]:
 
 def call(module: ModuleType, argv: Sequence[str]) -> int:
     """Run one subcommand's module with argv; also for commands that are made of others."""
-    from dipod_ros.cli.arguments import require_finite
-    from dipod_ros.cli.output import require_outputs
-
     name = module.__name__.rsplit('.', 1)[-1].replace('_', '-')
     # No abbreviations: --seed would be taken for --seeds where there is only that.
     parser = argparse.ArgumentParser(

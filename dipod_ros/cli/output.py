@@ -13,26 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from dipod_ros.errors import UserError
-from dipod_ros.policy.writable import require_writable
-
-# Of what matplotlib writes; it takes the format from the ending.
-PICTURES = ('.png', '.pdf', '.svg')
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
     """Add `--json FILE`, the same for every command that has results."""
     parser.add_argument('--json', metavar='FILE', help='write the results to FILE as JSON')
-
-
-def require_outputs(args: argparse.Namespace) -> None:
-    """Raise UserError where `--json`, `--plot` or `--video` could not be written after the work."""
-    for name in ('json', 'plot', 'video'):
-        path = getattr(args, name, None)
-        if path is not None:
-            require_writable(path)
-    plot = getattr(args, 'plot', None)
-    if plot is not None and Path(plot).suffix not in PICTURES:
-        raise UserError(f'--plot {plot}: name a file that ends in {", ".join(PICTURES)}')
 
 
 def printable(text: str, keep: str = '') -> str:

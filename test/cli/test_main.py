@@ -47,6 +47,22 @@ def test_help_of_a_command_loads_nothing_heavy(name):
     assert 'loaded []' in done.stdout, done.stdout
 
 
+def test_the_doctor_comes_where_nothing_is_installed():
+    done = run_python(
+        'import sys\n'
+        'for name in ("numpy", "yaml", "safetensors", "torch"): sys.modules[name] = None\n'
+        'from dipod_ros.cli.main import main\n'
+        'main(["doctor", "--help"])'
+    )
+    assert done.returncode == 0 and 'usage: dipod doctor' in done.stdout, done.stderr
+
+
+def test_options_are_not_abbreviated(capsys):
+    with pytest.raises(SystemExit):
+        main(['bench', 'learn', '--seed', '3'])
+    assert 'unrecognized arguments: --seed 3' in capsys.readouterr().err
+
+
 def test_without_a_command_there_is_help_and_an_error_code(capsys):
     assert main([]) == 2
     assert 'usage: dipod' in capsys.readouterr().out
