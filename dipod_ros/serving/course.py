@@ -126,6 +126,8 @@ class Course:
             self._notices.set('engine', 'the policy gave numbers that are not finite; braking')
         else:
             self._notices.clear('engine', 'the engine works again')
+        if sampled.policy is not self._acting:
+            self.timeline.forget_chunks()  # what a policy that is gone said has no more say
         if self.ramp_due:
             self.ramp_due = False
             self._safety.speed.ramp_in(self.tick)

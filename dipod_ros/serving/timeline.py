@@ -104,7 +104,7 @@ class ChunkTimeline:
 
     def reset(self, position: np.ndarray, tick: int) -> Plan:
         """Put the command at rest at a measured position [A] (rad), clipped into the limits."""
-        self._forget()
+        self.forget_chunks()
         start = self._safety.clip(np.asarray(position, dtype=np.float64))
         rest = Motion(start[None].copy(), 0, 0.0)
         self.plan = Plan(tick, np.tile(start, (TRAIL, 1)), rest, None)
@@ -116,7 +116,7 @@ class ChunkTimeline:
         The spline is at the position, and as fast as the limits allow, where the segment of
         `tick` - 1 begins: whoever plays the plan has nothing before that.
         """
-        self._forget()
+        self.forget_chunks()
         start = self._safety.clip(np.asarray(position, dtype=np.float64))
         # A knot is half-way between two points: that of `tick` - 1 is so far before the last one.
         ahead = 1.5
@@ -128,12 +128,12 @@ class ChunkTimeline:
 
     def replace(self, plan: Plan) -> None:
         """Go on with a plan that was made elsewhere."""
-        self._forget()
+        self.forget_chunks()
         self.plan = plan
 
     def clear(self) -> None:
         """Forget where the command is."""
-        self._forget()
+        self.forget_chunks()
         self.plan = None
 
     def command(self, tick: int) -> np.ndarray:
@@ -183,7 +183,7 @@ class ChunkTimeline:
 
     def brake(self, tick: int) -> Plan:
         """Continue from `tick` to a stop."""
-        self._forget()
+        self.forget_chunks()
         self._continue(tick, self._safety.brake(*self._state(tick)), None)
         return self.plan
 
@@ -233,7 +233,8 @@ class ChunkTimeline:
             targets=np.concatenate([kept, motion.targets]),
         )
 
-    def _forget(self) -> None:
+    def forget_chunks(self) -> None:
+        """Average what comes next with nothing of before."""
         if self._ensemble is not None:
             self._ensemble.clear()
 

@@ -4,8 +4,10 @@
 import numpy as np
 import pytest
 from checkpoints import HORIZON, make_limits, make_spec
+from worlds import World, settled
 
 from dipod_ros.serving.observation import ObservationLayout
+from dipod_ros.serving.realtime import RealTimeLoop
 from dipod_ros.serving.safety import SafetyFilter
 from dipod_ros.serving.seam import Ensemble, Guidance, guidance, soft_mask
 from dipod_ros.serving.timeline import ChunkTimeline
@@ -117,3 +119,19 @@ def test_certain_steps_are_settled_and_the_others_left():
     known = Guidance(np.full((3, 2), 7.0), np.array([1.0, 0.5, 0.0]))
     chunk = np.arange(6.0).reshape(3, 2)
     np.testing.assert_array_equal(known.settle(chunk), [[7, 7], [2, 3], [4, 5]])
+
+
+def test_a_policy_that_is_gone_has_no_say_in_the_next_one(make_bench):
+    bench = make_bench(RealTimeLoop, seam='ensemble', replan_steps=2, interface='position')
+    world = settled(World(bench))
+    world.run(12)
+    assert any(p.blended for p in world.plans)
+    good = bench.agent.policy
+    bench.engine.chunk = np.full((HORIZON, 3), -0.01)
+    bench.agent.policy = bench.policy(bench.engine, sha='b' * 64)  # rolled back
+    sent = len(world.plans)
+    world.run(8)
+    plans = list({id(p): p for p in world.plans[sent:] if p.chunk_start is not None}.values())
+    later = [p for p in plans if p is not world.plans[sent - 1]]
+    assert [p.blended for p in later[:2]] == [False, True]  # from the second on with its own
+    assert good is not bench.agent.policy
