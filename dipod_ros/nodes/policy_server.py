@@ -120,7 +120,7 @@ class PolicyServer(ManagedNode):
         # Decisions are numbered from 0 again: by another name they are none that were seen before.
         name = f'{self._actor}-{uuid.uuid4().hex[:8]}'
         parts.agent = Agent(policy, self._noise, name, self._requests.swap)
-        parts.buffer = ObservationBuffer(time.monotonic)
+        parts.buffer = ObservationBuffer(time.monotonic, self._safety.limits)
         parts.input = SensorInput(
             self, parts.buffer, p.joints, p.lockstep, self._on_sample, self._on_outcome
         )

@@ -10,7 +10,7 @@ import numpy as np
 
 from dipod_ros.serving.course import Course
 from dipod_ros.serving.following import FollowingGuard
-from dipod_ros.serving.forecast import TrackingLag
+from dipod_ros.serving.forecast import ODD_RAD, TrackingLag
 from dipod_ros.serving.observation import Sample
 from dipod_ros.serving.pacing import Pacing
 from dipod_ros.serving.safety import UNDERRUN, SafetyFilter
@@ -38,6 +38,9 @@ class Commits:
         self._course, self._grid, self._pacing = course, grid, pacing
         self._safety, self._trajectory = safety, trajectory
         self._tracking = TrackingLag(len(safety.limits.joints), safety.dt)
+        # An arm that follows is no further from its command; one odd joint state says nothing.
+        config = following.config
+        self._odd_rad = (config.tolerance_rad or ODD_RAD) + config.lag_s * safety.limits.velocity
 
     @property
     def lag_s(self) -> np.ndarray:
@@ -57,7 +60,8 @@ class Commits:
             self._pacing.committed(course, self._grid.behind(joints, course.tick))
             if plan is not None and seen > plan.start - TRAIL + 1:
                 error = joints.values - plan.knot(seen)
-                self._tracking.observe(error, plan.velocity(seen, self._safety.dt))
+                if np.all(np.abs(error) <= self._odd_rad):
+                    self._tracking.observe(error, plan.velocity(seen, self._safety.dt))
             if plan is not None:
                 self._following.note(plan, tick)
                 if not held:

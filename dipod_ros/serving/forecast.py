@@ -19,6 +19,9 @@ from dipod_ros.serving.timeline import Plan
 FORGET = 0.98
 # Speeds (rad/s) that say nothing about a lag: below this spread the lag found shrinks to 0.
 QUIET_RAD_S = 0.02
+# An error beyond this (rad) on top of what the lag allows for is an odd joint state, where nobody
+# says how far an arm may be from its command.
+ODD_RAD = 1.0
 # A lag beyond this many control periods is a fault, or a joint that something else moves.
 LONGEST_PERIODS = 4.0
 

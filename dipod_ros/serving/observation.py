@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dipod_ros.policy.limits import JointLimits
 from dipod_ros.policy.spec import PolicySpec, Stream
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 # Two stamps closer than this are the same instant (float seconds of today resolve ~0.25 us).
 SAME_STAMP_NS = 1000
+# No joint gets this far (rad) outside its limits, two turns: such a position is no measurement.
+ABSURD_RAD = 4 * np.pi
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +61,9 @@ class ObservationBuffer:
     One reference is replaced per sample, so a reader sees the old sample or the new one, whole.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        """Take a steady clock in seconds."""
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float], limits: JointLimits | None = None) -> None:
+        """Take a steady clock in seconds, and the limits by which joint positions are absurd."""
+        self._clock, self._limits = clock, limits
         self._samples: dict[tuple[str, str], Sample] = {}
         self._rejections: dict[tuple[str, str], str] = {}
         self.rejected = 0
@@ -82,7 +85,7 @@ class ObservationBuffer:
             return False
         key = (source, topic)
         received = self._clock()
-        reason = self.judge(source, topic, stamp_ns, received)
+        reason = self._absurd(source, values) or self.judge(source, topic, stamp_ns, received)
         if reason:
             self.reject(source, topic, reason)
             return False
@@ -92,6 +95,16 @@ class ObservationBuffer:
         self._samples[key] = Sample(values, stamp_ns, received)
         self._rejections.pop(key, None)
         return True
+
+    def _absurd(self, source: str, values: np.ndarray | Picture) -> str:
+        limits = self._limits
+        if source != 'joint_position' or limits is None or len(values) != len(limits.joints):
+            return ''
+        beyond = np.maximum(values - limits.upper, limits.lower - values)
+        if np.all(beyond <= ABSURD_RAD):
+            return ''
+        joint = limits.joints[int(np.argmax(beyond))]
+        return f'its last sample held a position of joint {joint} that no joint has'
 
     def reject(self, source: str, topic: str, reason: str) -> None:
         """Note that a sample could not be used, and why; the last good one grows old."""

@@ -152,6 +152,23 @@ def test_odd_joint_states_stop_nothing(make_arm):
         arm.run(4)
 
 
+@pytest.mark.parametrize('following', [ON, FollowingConfig(0.0)])
+@pytest.mark.parametrize('odd', [30.0, -1e3, 1.7e308])
+def test_an_odd_joint_state_teaches_nothing_about_the_lag(make_arm, following, odd):
+    arm = make_arm('position', lag_s=0.05, following=following)
+    arm.bench.engine.chunk = back_and_forth(1)
+    arm.run(100)
+    learned = arm.loop._commits.lag_s
+    assert np.all(learned > 0.02)
+    arm.powered, true = False, arm.position
+    arm.position = np.full(3, odd)
+    arm.run(1)
+    arm.powered, arm.position = True, true
+    for _ in range(60):
+        arm.run(1)
+        np.testing.assert_allclose(arm.loop._commits.lag_s, learned, atol=0.015)
+
+
 def test_a_simulated_arm_may_be_put_elsewhere_before_the_outcome_says_so(make_arm):
     arm = make_arm('position', reset_teleports=True)
     arm.run(8)

@@ -3,7 +3,7 @@
 
 import numpy as np
 import pytest
-from checkpoints import JOINTS, make_spec
+from checkpoints import JOINTS, make_limits, make_spec
 
 from dipod_ros.serving.observation import ObservationBuffer, ObservationLayout
 
@@ -114,3 +114,19 @@ def test_complete_means_every_stamped_stream_of_the_same_instant(buffer, layout)
     assert not layout.complete_at(buffer, 80_000_000)
     buffer.put('point', 'goal', np.zeros(3), 80_000_000)
     assert not layout.complete_at(buffer, 40_000_000)
+
+
+@pytest.mark.parametrize('odd', [1e3, -1e3, 1.7e308])
+def test_a_position_that_no_joint_has_is_refused_by_name(clock, odd):
+    limits = make_limits()
+    buffer = ObservationBuffer(clock, limits)
+    assert buffer.put('joint_position', 'joint_states', np.zeros(3), 1)
+    assert not buffer.put('joint_position', 'joint_states', np.array([0.0, odd, 0.0]), 2)
+    assert buffer.sample('joint_position', 'joint_states').stamp_ns == 1
+    assert f'joint {limits.joints[1]} that no joint has' in buffer.rejection(
+        'joint_position', 'joint_states'
+    )
+    # One that is just outside is an arm to be told about; other numbers are anything.
+    assert buffer.put('joint_position', 'joint_states', limits.upper + 6.0, 3)
+    assert buffer.put('vector', 'goal', np.array([odd]), 0)
+    assert ObservationBuffer(clock).put('joint_position', 'joint_states', np.full(3, odd), 1)
