@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from dipod_ros.learning.dense_reward import DENSE_CRITIC, DENSE_UPDATE
 from dipod_ros.policy.spec import SamplerSpec
 
 
@@ -70,6 +71,16 @@ METHODS = {
         'DiPOD 0.1, critic and advantages as for a reward at the end',
         settings={'beta': 0.1, 'advantage_clip': 0.0},
         critic=PLAIN_CRITIC,
+    ),
+    'fpo++_dense': Method(
+        'FPO++, critic and advantages as for a dense reward',
+        settings={'beta': 0.0, **DENSE_UPDATE},
+        critic=DENSE_CRITIC,
+    ),
+    'dipod_0.1_dense': Method(
+        'DiPOD 0.1, critic and advantages as for a dense reward',
+        settings={'beta': 0.1, **DENSE_UPDATE},
+        critic=DENSE_CRITIC,
     ),
     'small_clip': Method('FPO++, clip 0.05', settings={'beta': 0.0, 'clip': 0.05}),
     'bc_anchor': Method(

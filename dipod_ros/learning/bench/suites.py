@@ -104,6 +104,13 @@ SUITES = {
             'dipod_0.1_q_alone',
         ),
     ),
+    'dense': Suite(
+        'critic and advantages as for a dense reward, where the reward is at the end',
+        ('pillar_reach',),
+        ('default',),
+        ('fpo++', 'fpo++_dense', 'dipod_0.1', 'dipod_0.1_dense'),
+        3,
+    ),
     'controls': Suite(
         'what of the regulariser does the work',
         ('pillar_reach',),
