@@ -206,7 +206,7 @@ def test_the_list_names_everything(capsys):
         (['learn', '--seeds', '0'], 'seeds must be within 1..100'),
         (['learn', '--jobs', '0'], '--jobs must be at least 1'),
         (['learn', '--minutes', '-1'], '--minutes must not be negative'),
-        (['learn', '--minutes', 'nan'], '--minutes must not be negative'),
+        (['learn', '--minutes', 'nan'], '--minutes must be a finite number'),
         (['engine', '--seeds', '2'], '--seeds belongs to `dipod bench learn`'),
         (['--suite', 'main'], '--suite belongs to `dipod bench learn`'),
         (['learn', '--suite', 'smoke', '--run-dir', '/proc/none'], 'cannot write /proc/none'),

@@ -338,6 +338,7 @@ def test_episodes_are_kept_discarded_and_added_to(operator, recorder, tmp_path):
 def test_a_disk_that_is_gone_at_the_end_is_one_line_with_what_is_lost(operator, recorder, tmp_path):
     operator.play_arm()
     disk = tmp_path / 'disk'
+    disk.mkdir()
     process = recorder(output=str(disk / 'demos.safetensors'))
     operator.wait_status(state='ready')
     disk.rmdir()
