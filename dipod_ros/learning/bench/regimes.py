@@ -77,7 +77,7 @@ class Regime:
 
 
 REGIMES = {
-    'default': Regime('64 episodes per update, 40 epochs, clip 0.2'),
+    'default': Regime('40 epochs per update, clip 0.2'),
     'clip_0.05': Regime('clip 0.05', clip=0.05, effort=0.5),
     'clip_0.5': Regime('clip 0.5', clip=0.5, effort=0.5),
     'clip_1.0': Regime('clip 1.0: no floor under the ratio of bad actions', clip=1.0, effort=0.5),
