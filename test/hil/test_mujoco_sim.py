@@ -285,8 +285,9 @@ def test_real_time_goes_by_itself_and_follows_trajectories(start):
 def test_episodes_end_in_real_time_too(start):
     commander, _ = start(task='reach', real_time_factor=10.0)
     world = commander.worlds[0]
-    ends = commander.wait(lambda: [o for o in world.outcomes if o.terminated][:3] or None)
-    assert all(o.reset and not o.success for o in ends)
+    # Two, with everything between them: the first thing that is heard may be the end of an episode.
+    commander.wait(lambda: sum(o.terminated for o in world.outcomes) >= 2)
+    assert all(o.reset and not o.success for o in world.outcomes if o.terminated)
     assert set(np.diff([o.stamp_ns for o in world.outcomes])) == {CHUNK_NS}
 
 
