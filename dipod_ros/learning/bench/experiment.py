@@ -70,7 +70,7 @@ ALARM = HealthConfig()
 NO_ALARM = HealthConfig(max_cfm_ratio=math.inf, min_action_std_ratio=0.0)
 CURVE = (
     'success_rate', 'return_mean', 'cfm_ratio', 'action_std_ratio', 'clip_fraction',
-    'explained_variance', 'beta', 'lag_mean', 'alarms',
+    'explained_variance', 'advantage_mean', 'advantage_rms', 'beta', 'lag_mean', 'alarms',
 )  # fmt: skip
 
 Progress = Callable[[float, str], None]
