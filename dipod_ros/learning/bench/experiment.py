@@ -49,6 +49,7 @@ from dipod_ros.learning.bench.experiment_start import (
 )
 from dipod_ros.learning.bench.jobs import Job, critic_settings, update_config
 from dipod_ros.learning.bench.methods import METHODS
+from dipod_ros.learning.bench.program import program
 from dipod_ros.learning.bench.regimes import REGIMES, TASKS
 from dipod_ros.learning.collapse import HealthConfig, first_alarm
 from dipod_ros.learning.critic import CriticConfig
@@ -119,6 +120,7 @@ def run_job(
         lambda share: progress(0.8 + 0.2 * share, 'measuring'),
     )
     result = training.report() | figures | {'measure_s': time.monotonic() - began}
+    result['program'] = program()
     if training.method.flow:  # a Gaussian has no checkpoint
         lineage = {'start': training.start_sha256, 'job': str(job)}
         policy = without_noise(training.learner.policy, keeps_flow)  # which is what was judged
@@ -138,7 +140,7 @@ def _run_outside(
     result = run_outside(job, update_config(job), progress, stop)
     if result is None:
         raise Interrupted(str(job))
-    write_json(file, result)
+    write_json(file, result | {'program': program()})
     progress(1.0, 'done')
     return result
 

@@ -26,6 +26,7 @@ from dipod_ros.learning.bench.experiment_result import (
 from dipod_ros.learning.bench.experiment_start import known_start
 from dipod_ros.learning.bench.jobs import Job
 from dipod_ros.learning.bench.methods import BASELINE, baseline
+from dipod_ros.learning.bench.program import UNKNOWN
 from dipod_ros.learning.bench.regimes import TASKS
 from dipod_ros.learning.bench.statistics import (
     FEW,
@@ -64,6 +65,9 @@ def collect(jobs: Sequence[Job], run_dir: Path) -> Report:
         results = [read_result(job.file(run_dir)) for job in group]
         report.results[key] = [result for result in results if result is not None]
     report.warnings += _old(report)
+    mixed = ['/'.join(key) for key, runs in report.results.items() if len(_programs(runs)) > 1]
+    if mixed:
+        report.warnings.append(f'runs of more than one program in a row: {", ".join(mixed)}')
     strangers = unplanned(run_dir)
     if strangers:
         report.warnings.append(f'results that no suite has, not shown: {", ".join(strangers)}')
@@ -175,6 +179,7 @@ def _row(key: tuple[str, str, str], report: Report, errors: dict[int, str]) -> d
         'collapsed': sum(run['collapsed'] for run in runs),
         'alarmed': sum(alarm_at(run) is not None for run in runs),
         'rolled_back': sum(run['alarms'] for run in runs),
+        'programs': _programs(runs),
     }
     for k in SWEEP:
         row[f'success_k{k}'] = _middle(runs, lambda run, k=k: run['sweep'].get(k))
@@ -189,6 +194,10 @@ def _row(key: tuple[str, str, str], report: Report, errors: dict[int, str]) -> d
             row[name] = float(np.median(values))
         row[f'reached_{level}'] = sum(run[f'steps_to_{level}'] is not None for run in runs)
     return row
+
+
+def _programs(runs: Sequence[dict[str, Any]]) -> list[str]:
+    return sorted({run.get('program', UNKNOWN) for run in runs})
 
 
 def _mean(runs: Sequence[dict[str, Any]], name: str) -> float:
