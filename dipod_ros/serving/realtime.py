@@ -48,7 +48,9 @@ class RealTimeLoop(Loop):
         self._clocks = ClockWatch(notices, dt)
         self._watch = DecisionWatch(config.watchdog_s, safety, notices, self.clock)
         self.grid = TickGrid(dt, LEAD[config.interface], trajectory, self.clock)
-        self.buffer.judge = StampGuard(config.stamp_tolerance_s, topic, self.grid.robot_ns).judge
+        self.buffer.judge = StampGuard(
+            config.stamp_tolerance_s, topic, self.grid.robot_ns, lambda: self.grid.on_robot_time
+        ).judge
         self._outcomes = OutcomeGuard(
             config.stamp_tolerance_s, self.log.patience_s, topic, self.grid, notices
         )

@@ -3,7 +3,8 @@
 
 A sample that claims another time is old, or its sender has another clock; either way nobody knows
 what it shows. The clock is that of the joint states: when theirs is set, the new one counts as soon
-as it has been kept for a moment. One odd message, or a late burst of them, sets no clock.
+as it has been kept for a moment. One odd message, or a late burst of them, sets no clock. Once ticks
+stand on that clock, joint states without a stamp cannot be compared with any command.
 """
 
 from __future__ import annotations
@@ -25,19 +26,27 @@ class StampGuard:
         tolerance_s: float,
         joint_topic: str,
         robot_ns: Callable[[float], int | None],
+        on_robot_time: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Take how far off a stamp may be (0 accepts all), and the robot's time at a steady time.
+        """Take what the robot's clock is.
 
-        robot_ns returns None while the robot's clock is not known.
+        Args:
+            tolerance_s: how far off it a stamp may be; 0 accepts all stamps.
+            joint_topic: whose clock it is.
+            robot_ns: returns its time at a steady time, None while it is not known.
+            on_robot_time: whether joint states need stamps, because somebody counts by them.
+
         """
         self._tolerance_s = tolerance_s
         self._joint_topic = joint_topic
-        self._robot_ns = robot_ns
+        self._robot_ns, self._on_robot_time = robot_ns, on_robot_time
         # By stream: stamp and receipt (steady clock) of the first sample of a clock that was set.
         self._claims: dict[tuple[str, str], tuple[int, float]] = {}
 
     def judge(self, source: str, topic: str, stamp_ns: int, received_s: float) -> str:
         """Return why a sample is refused, '' when it is not."""
+        if not stamp_ns and topic == self._joint_topic and self._on_robot_time():
+            return 'its messages carry no stamp any more; those before did'
         robot_ns = self._robot_ns(received_s) if self._tolerance_s and stamp_ns else None
         off_s = 0.0 if robot_ns is None else (stamp_ns - robot_ns) / NS_PER_S
         key = source, topic

@@ -365,3 +365,25 @@ def test_the_way_to_an_arm_that_was_moved_stays_in_the_workspace(make_arm, inter
     arm.bench.safety.workspace = None
     away = where + [0.6, 0.1, 0.0]
     np.testing.assert_allclose(stand(0.6, 70), away, atol=1e-6)
+
+
+@pytest.mark.parametrize('forecast', [False, True])
+@pytest.mark.parametrize('interface', ['trajectory', 'position'])
+def test_joint_states_that_lose_their_stamps_stop_the_arm(make_arm, interface, forecast):
+    """Nobody could tell any more whether it follows."""
+    arm = make_arm(interface, forecast=forecast)
+    arm.run(12)
+    sense = arm.bench.sense
+    arm.bench.sense = lambda stamp_ns, position: sense(0, position)  # the driver was restarted
+    arm.run(20)
+    assert arm.counts(safety.STALE) == 1 and arm.loop.course.at_rest
+    assert any('no stamp any more' in text for text in arm.bench.notices.active)
+    before = asked(arm)
+    arm.powered = False  # which nobody could see
+    arm.run(20)
+    assert asked(arm) == before
+    arm.bench.sense = sense
+    arm.powered = True
+    arm.run(20)
+    assert asked(arm) > before and arm.bench.notices.active == []
+    assert arm.found == []

@@ -55,3 +55,11 @@ def test_two_senders_with_two_clocks_are_told_apart(guard):
         t = 50.0 + 0.04 * k
         assert guard.judge(*JOINTS, round((t + 1000) * S), t) == ''
         assert guard.judge(*JOINTS, round(t * S), t + 0.02) != ''
+
+
+def test_joint_states_need_stamps_where_somebody_counts_by_them():
+    for tolerance_s in (0.5, 0.0):
+        guard = StampGuard(tolerance_s, 'joint_states', lambda steady_s: 0, lambda: True)
+        assert 'no stamp any more' in guard.judge(*JOINTS, 0, 50.0)
+        assert 'no stamp any more' in guard.judge('joint_velocity', 'joint_states', 0, 50.0)
+        assert guard.judge(*GOAL, 0, 50.0) == ''
