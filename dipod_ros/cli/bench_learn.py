@@ -136,8 +136,8 @@ def _report(jobs: list, run_dir: Path, outcome: Any, args: argparse.Namespace) -
             print(f'{kind}: {len(names)} jobs, first {names[0]}')
     if args.json:
         aggregates = [
-            {'regime': regime, 'method': method, **vars(whole)}
-            for (regime, method), whole in report.aggregates.items()
+            {'regime': regime, 'method': method, **one.to_dict()}
+            for (regime, method), one in report.aggregates.items()
         ]
         results = {
             'machine': machine_facts(),

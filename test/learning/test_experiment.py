@@ -341,6 +341,9 @@ def test_plans_take_all_of_seed_0_first():
     few = suites.plan(['main'], seeds=1, tasks=['reach'], methods=['fpo++'], regimes=['stale'])
     assert few == [Job('reach', 'fpo++', 0, 'stale')]
     assert len(suites.plan(['quick'])) == 8
+    for name in ('smoke', 'quick'):
+        methods = {job.method for job in suites.plan([name])}
+        assert 'dipod_0.1' in methods and 'dipod' not in methods
 
 
 def test_a_method_may_have_a_q_critic_that_saw_the_demonstrations(tmp_path, monkeypatch):

@@ -15,7 +15,12 @@ from dipod_ros.errors import UserError  # noqa: E402
 from dipod_ros.learning.bench.experiment_result import SCHEMA, settings_of, write_json  # noqa: E402
 from dipod_ros.learning.bench.experiment_start import known_start  # noqa: E402
 from dipod_ros.learning.bench.jobs import Job  # noqa: E402
-from dipod_ros.learning.bench.learn_plots import _readable, band  # noqa: E402
+from dipod_ros.learning.bench.learn_plots import (  # noqa: E402
+    _readable,
+    band,
+    over_clip,
+    unbroken,
+)
 from dipod_ros.learning.bench.learn_report import collect, markdown, write_report  # noqa: E402
 from dipod_ros.learning.bench.methods import SWEEP, baseline  # noqa: E402
 from dipod_ros.learning.bench.suites import plan  # noqa: E402
@@ -173,7 +178,7 @@ def test_the_aggregate_is_over_tasks_with_the_same_score(results, tmp_path):
     for job in hopper:
         write_result(folder, job, 1500.0)
     report = collect([*jobs, *hopper], folder)
-    whole = report.aggregates['default', 'fpo++']
+    whole = report.aggregates['default', 'fpo++'].whole
     # 0.70 .. 0.74 and 0.90 .. 0.94; of ten, two go at either end.
     assert whole.iqm == pytest.approx(np.mean([0.72, 0.73, 0.74, 0.90, 0.91, 0.92]))
     assert ('long', 'fpo++') not in report.aggregates
@@ -190,11 +195,67 @@ def test_over_tasks_each_counts_the_same_and_single_seeds_do_not(tmp_path):
         level = {'reach': 0.9, 'pillar_reach': 0.5, 'rail_push': 0.1}[job.task]
         write_result(tmp_path, job, level)
     report = collect(jobs, tmp_path)
-    assert report.aggregates['default', 'fpo++'].iqm == pytest.approx(0.7)
+    assert report.aggregates['default', 'fpo++'].whole.iqm == pytest.approx(0.7)
     assert (
         '| default | fpo++ | 3 |' in markdown(report)
         and 'rail_push |\n' not in (markdown(report).split('over all tasks')[1])
     )
+
+
+def test_a_comparison_over_tasks_names_those_that_both_have(tmp_path):
+    levels = {'reach': 0.9, 'pillar_reach': 0.7, 'rail_push': 0.1}
+    jobs = [Job(task, 'dipod_0.1_ema', seed) for task in levels for seed in range(3)]
+    # The baseline is worse where it has three seeds, and better where it has but two, or none.
+    jobs += [Job('reach', 'fpo++_ema', seed) for seed in range(3)]
+    jobs += [Job('pillar_reach', 'fpo++_ema', seed) for seed in range(2)]
+    # Methods without any of the other's tasks.
+    jobs += [Job(task, 'dppo', seed) for task in levels for seed in range(3)]
+    for job in jobs:
+        better = job.method == 'fpo++_ema' and job.task == 'pillar_reach'
+        write_result(tmp_path, job, levels[job.task] + (0.2 if better else 0.0) + 0.01 * job.seed)
+    report = collect(jobs, tmp_path)
+    one = report.aggregates['default', 'dipod_0.1_ema']
+    assert (one.tasks, one.baseline) == (('reach', 'pillar_reach', 'rail_push'), 'fpo++_ema')
+    assert (one.compared, one.better) == (('reach',), 0.5)
+    assert one.to_dict()['compared_on'] == ['reach'] and one.to_dict()['better_than_baseline'] == 0.5
+    alone = report.aggregates['default', 'dppo']
+    assert math.isnan(alone.better) and alone.compared == ()
+    table = markdown(report).split('over all tasks')[1]
+    assert '| tasks | P(better than) | on the tasks of both |' in table
+    assert '| reach, pillar_reach, rail_push | 0.5 (fpo++_ema) | reach |' in table
+    assert '| reach, pillar_reach, rail_push |  |  |' in table
+
+
+def test_times_are_of_the_processor_and_huge_gaps_have_an_exponent(tmp_path):
+    job = Job('reach', 'fpo++', 0)
+    write_result(tmp_path, job, 0.9, exact_gap_nats=1.234e24, update_s=987.0, cpu_s=65.4)
+    text = markdown(collect([job], tmp_path))
+    assert '| cpu (s) |' in text and '| 65.4 |' in text and '987' not in text
+    assert '| 1.23e+24 |' in text
+
+
+def test_over_the_clip_stand_methods_and_no_controls(tmp_path):
+    clips = [('clip_0.05', 'dipod_0.1'), ('default', 'dipod_0.1'), ('clip_0.5', 'dipod_0.1')]
+    clips += [('default', name) for name in ('fpo++', 'small_clip', 'bc_anchor', 'dppo')]
+    clips += [('clip_1.0', name) for name in ('fpo++', 'small_clip', 'bc_anchor', 'dipod_0.1')]
+    jobs = [Job('pillar_reach', method, 0, regime) for regime, method in clips]
+    for job in jobs:
+        write_result(tmp_path, job, 0.3 if job.method == 'small_clip' else 0.9)
+    report = collect(jobs, tmp_path)
+    shown = over_clip(report.rows, 'pillar_reach')
+    # Not small_clip at 1.0, which is FPO++ there; DPPO has one clip only, and bc_anchor is a control.
+    assert {method: sorted(points) for method, points in shown.items()} == {
+        'fpo++': [0.05, 0.2, 1.0],
+        'dipod_0.1': [0.05, 0.2, 0.5, 1.0],
+    }
+    assert [shown['fpo++'][clip]['iqm'] for clip in (0.05, 0.2, 1.0)] == [0.3, 0.9, 0.9]
+    assert over_clip(report.rows, 'reach') == {}
+
+
+def test_a_line_over_the_clip_ends_where_one_was_not_measured():
+    assert unbroken([1.0, 0.05, 0.2]) == [[0.05, 0.2], [1.0]]
+    assert unbroken([0.05, 0.2, 0.5, 1.0]) == [[0.05, 0.2, 0.5, 1.0]]
+    assert unbroken([0.05, 0.5]) == [[0.05], [0.5]]
 
 
 def test_a_score_with_exploring_noise_is_named(tmp_path):

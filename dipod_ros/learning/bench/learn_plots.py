@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dipod_ros.learning.bench.experiment_result import smooth
+from dipod_ros.learning.bench.jobs import Job, update_config
 from dipod_ros.learning.bench.methods import METHODS, SWEEP, SWEPT
 from dipod_ros.learning.bench.regimes import REGIMES, TASKS
+from dipod_ros.learning.bench.suites import SUITES
 from dipod_ros.learning.pyplot import pyplot
 
 if TYPE_CHECKING:
@@ -20,8 +22,14 @@ if TYPE_CHECKING:
 POINTS = 200
 # In one picture; the tables have all of them.
 MOST_METHODS = 8
-# Regimes that differ in the clip alone, and the clip of each.
-CLIPS = {'clip_0.05': 0.05, 'default': 0.2, 'clip_0.5': 0.5, 'clip_1.0': 1.0}
+# Regimes that differ in the clip alone. In between no line is drawn over a clip of CLIPS that was
+# not measured.
+CLIP_REGIMES = ('default', 'clip_0.05', 'clip_0.5', 'clip_1.0')
+CLIPS = (0.05, 0.2, 0.5, 1.0)
+# A method that is another one but for its clip.
+SAME_BUT_CLIP = {'small_clip': 'fpo++'}
+# What is asked of these is another question than how wide the clip should be.
+CONTROLS = set(SUITES['controls'].methods) - set(SUITES['clip'].methods)
 Curve = tuple[np.ndarray, np.ndarray]
 
 
@@ -151,20 +159,53 @@ def _settings(path: Path, runs: dict[str, list[dict[str, Any]]], label: str, tit
     return _save(plt, figure, axes, path, legend=False)
 
 
+Points = dict[float, dict[str, Any]]
+
+
+def over_clip(rows: Sequence[dict[str, Any]], task: str) -> dict[str, Points]:
+    """Return method -> clip -> row of a task's results that differ in the clip alone.
+
+    `small_clip` is FPO++ at its clip, unless FPO++ itself was run with that one. Controls are left
+    out, and so is what has one clip only.
+    """
+    found: dict[str, Points] = {}
+    # Names of their own first: they keep their place.
+    for row in sorted(rows, key=lambda row: row['method'] in SAME_BUT_CLIP):
+        method = SAME_BUT_CLIP.get(row['method'], row['method'])
+        wanted = row['task'] == task and row['regime'] in CLIP_REGIMES and row['seeds']
+        if not wanted or method in CONTROLS or METHODS[method].module == 'outside':
+            continue
+        clip = update_config(Job(task, row['method'], 0, row['regime'])).clip
+        found.setdefault(method, {}).setdefault(clip, row)
+    return {method: points for method, points in found.items() if len(points) > 1}
+
+
+def unbroken(clips: Iterable[float]) -> list[list[float]]:
+    """Return ascending clips in groups within which no clip of CLIPS is missing."""
+    groups: list[list[float]] = []
+    for clip in sorted(clips):
+        near = groups and not any(groups[-1][-1] < known < clip for known in CLIPS)
+        if near:
+            groups[-1].append(clip)
+        else:
+            groups.append([clip])
+    return groups
+
+
 def _clips(path: Path, report: Report, task: str) -> Path | None:
     """Draw the score over the clip, one line per method; None with fewer than two clips."""
-    rows = [r for r in report.rows if r['task'] == task and r['regime'] in CLIPS and r['seeds']]
-    rows.sort(key=lambda row: CLIPS[row['regime']])
-    if len({row['regime'] for row in rows}) < 2:
+    shown = over_clip(report.rows, task)
+    if not shown:
         return None
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
-    for method in dict.fromkeys(row['method'] for row in rows):
-        own = [row for row in rows if row['method'] == method]
-        if len(own) > 1:
-            _points(axes, [CLIPS[row['regime']] for row in own], own, method)
+    for method, points in shown.items():
+        for i, group in enumerate(unbroken(points)):
+            _points(axes, group, [points[clip] for clip in group], method, named=i == 0)
+    clips = sorted({clip for points in shown.values() for clip in points})
     axes.set(xlabel='clip', ylabel=TASKS[task].score_kind, xscale='log', title=task)
-    axes.set_xticks(list(CLIPS.values()), [str(clip) for clip in CLIPS.values()])
+    axes.set_xticks(clips, [f'{clip:g}' for clip in clips])
+    axes.minorticks_off()
     return _save(plt, figure, axes, path)
 
 
@@ -183,7 +224,9 @@ def _ends(path: Path, report: Report, task: str) -> Path | None:
     return _save(plt, figure, axes, path)
 
 
-def _points(axes, x: list[float], rows: list[dict[str, Any]], method: str) -> None:
+def _points(
+    axes, x: list[float], rows: list[dict[str, Any]], method: str, named: bool = True
+) -> None:
     middle = np.array([row['iqm'] for row in rows])
     error = [
         middle - [row['ci_low'] for row in rows],
@@ -191,7 +234,8 @@ def _points(axes, x: list[float], rows: list[dict[str, Any]], method: str) -> No
     ]
     # With few runs the middle may lie outside its own percentile interval by round-off.
     error = np.maximum(error, 0)
-    axes.errorbar(x, middle, error, fmt='o-', capsize=3, color=_color(method), label=method)
+    label = method if named else None
+    axes.errorbar(x, middle, error, fmt='o-', capsize=3, color=_color(method), label=label)
 
 
 def _color(method: str):

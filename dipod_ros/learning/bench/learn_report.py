@@ -25,11 +25,11 @@ from dipod_ros.learning.bench.experiment_result import (
 )
 from dipod_ros.learning.bench.experiment_start import known_start
 from dipod_ros.learning.bench.jobs import Job
+from dipod_ros.learning.bench.learn_aggregate import Aggregate, aggregates
 from dipod_ros.learning.bench.methods import BASELINE, baseline
 from dipod_ros.learning.bench.program import UNKNOWN
 from dipod_ros.learning.bench.regimes import TASKS
 from dipod_ros.learning.bench.statistics import (
-    FEW,
     Estimate,
     estimate,
     few_runs,
@@ -51,8 +51,8 @@ class Report:
     # (task, regime, method) -> results of its seeds
     results: dict[tuple[str, str, str], list[dict[str, Any]]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    # (regime, method) -> estimate over all tasks that are judged by success
-    aggregates: dict[tuple[str, str], Estimate] = field(default_factory=dict)
+    # (regime, method) -> what is known over all tasks that are judged by success
+    aggregates: dict[tuple[str, str], Aggregate] = field(default_factory=dict)
 
 
 def collect(jobs: Sequence[Job], run_dir: Path) -> Report:
@@ -88,7 +88,7 @@ def collect(jobs: Sequence[Job], run_dir: Path) -> Report:
         report.warnings.append(f'{missing} of {len(jobs)} jobs are not done: partial results')
     counts = {'/'.join(key): len(runs) for key, runs in report.results.items()}
     report.warnings += few_runs(counts)
-    _aggregate(report)
+    report.aggregates = aggregates(report.results)
     return report
 
 
@@ -115,27 +115,6 @@ def _old(report: Report) -> list[str]:
             f'to make them again: {", ".join(noisy)}'
         )
     return warnings
-
-
-def _success_only(report: Report, regime: str, method: str) -> dict[str, list[float]]:
-    """Return a method's final scores by task; returns of other tasks have other units.
-
-    Tasks with fewer than FEW seeds are left out: their spread is not known, and the interval over
-    all tasks would be too narrow.
-    """
-    return {
-        key[0]: [run['score'] for run in runs]
-        for key, runs in report.results.items()
-        if key[1:] == (regime, method)
-        and len(runs) >= FEW
-        and TASKS[key[0]].score_kind == 'success'
-    }
-
-
-def _balanced(by_task: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Return as many runs of each task, the first ones, so that each counts the same."""
-    fewest = min(map(len, by_task.values()), default=0)
-    return {task: runs[:fewest] for task, runs in by_task.items()}
 
 
 def _row(key: tuple[str, str, str], report: Report, errors: dict[int, str]) -> dict[str, Any]:
@@ -210,15 +189,6 @@ def _middle(runs: Sequence[dict[str, Any]], pick: Callable[[dict[str, Any]], Any
     return interquartile_mean(values) if values else math.nan
 
 
-def _aggregate(report: Report) -> None:
-    """Estimate each method over all tasks, where there is more than one with the same score."""
-    pairs = dict.fromkeys((regime, method) for _, regime, method in report.results)
-    for regime, method in pairs:
-        by_task = _success_only(report, regime, method)
-        if len(by_task) > 1:
-            report.aggregates[regime, method] = estimate(_balanced(by_task))
-
-
 COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ('method', lambda row: row['method']),
     ('seeds', lambda row: str(row['seeds'])),
@@ -233,7 +203,7 @@ COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ('std', lambda row: _number(row.get('action_std'))),
     ('collapsed', lambda row: _count(row, 'collapsed')),
     ('alarm', lambda row: _count(row, 'alarmed')),
-    ('update (s)', lambda row: _number(row.get('update_s'))),
+    ('cpu (s)', lambda row: _number(row.get('cpu_s'))),
 )
 
 
@@ -254,16 +224,13 @@ def markdown(report: Report) -> str:
     if report.aggregates:
         parts.append('### over all tasks judged by success\n')
         lines = []
-        for (regime, method), whole in report.aggregates.items():
-            better = probability_of_improvement(
-                _success_only(report, regime, method),
-                _success_only(report, regime, baseline(method)),
-            )
-            tasks = ', '.join(_success_only(report, regime, method))
-            rival = '' if method == BASELINE else f'{_number(better)} ({baseline(method)})'
-            seeds = min(map(len, _success_only(report, regime, method).values()))
-            lines.append([regime, method, str(seeds), str(whole), rival, tasks])
-        header = ['regime', 'method', 'seeds', 'IQM [95 %]', 'P(better than)', 'tasks']
+        for (regime, method), one in report.aggregates.items():
+            better, tasks = _number(one.better), ', '.join(one.tasks)
+            rival = f'{better} ({one.baseline})' if better else ''
+            both = ', '.join(one.compared)
+            lines.append([regime, method, str(one.seeds), str(one.whole), tasks, rival, both])
+        header = ['regime', 'method', 'seeds', 'IQM [95 %]', 'tasks']
+        header += ['P(better than)', 'on the tasks of both']
         parts.append(_table(header, lines))
     parts += [f'Warning: {text}' for text in report.warnings]
     return '\n'.join(parts) if parts else 'no results yet'

@@ -35,8 +35,8 @@ class Estimate:
 
 
 def short(value: float) -> str:
-    """Return a number as text with about three digits, without an exponent."""
-    return f'{value:.0f}' if abs(value) >= 100 else f'{value:.3g}'
+    """Return a number as text with about three digits; huge ones have an exponent."""
+    return f'{value:.0f}' if 100 <= abs(value) < 1e6 else f'{value:.3g}'
 
 
 def interquartile_mean(scores: Sequence[float]) -> float:

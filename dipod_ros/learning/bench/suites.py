@@ -39,13 +39,13 @@ OTHERS = ('dppo', 'reinflow', 'gaussian_ppo')
 
 SUITES = {
     'smoke': Suite(
-        'seconds: every part runs', ('pillar_reach',), ('smoke',), ('fpo++', 'dipod'), 1
+        'seconds: every part runs', ('pillar_reach',), ('smoke',), ('fpo++', 'dipod_0.1'), 1
     ),
     'quick': Suite(
         'minutes: a first look',
         ('pillar_reach',),
         ('quick',),
-        ('fpo++', 'dipod', 'dppo', 'gaussian_ppo'),
+        ('fpo++', 'dipod_0.1', 'dppo', 'gaussian_ppo'),
         2,
     ),
     'main': Suite(
