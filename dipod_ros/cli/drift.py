@@ -105,12 +105,12 @@ def run(args: argparse.Namespace) -> int:
                 f'{getattr(args, name)}: of as many episodes'
             )
     targets = [t for name in args.checkpoints for t in find_targets(name, args.every)]
+    _require_measurable(targets, args.sampler)
     samplers = FEW_STEPS if args.eval_episodes else ()
     rows = []
     with tqdm(total=len(targets) * (_STAGES + len(samplers)), unit='stage') as bar:
         for i, target in enumerate(targets):
             policy = load_policy(target.path)
-            require_simulated(policy.spec.task)
             if args.sampler:
                 policy = policy.with_sampler(parse_sampler(args.sampler))
             begun = i * (_STAGES + len(samplers))
@@ -228,6 +228,18 @@ def _measure(target, policy, args, samplers, bar) -> dict:
         'report': report.to_dict(),
         'success': success,
     }
+
+
+def _require_measurable(targets: list[Target], sampler: str | None) -> None:
+    """Raise UserError, before anything is measured, for what would end in the middle."""
+    from dipod_ros.learning.drift.likelihood import require_deterministic
+    from dipod_ros.policy.checkpoint import read_manifest
+
+    other = parse_sampler(sampler) if sampler else None
+    for target in targets:
+        spec = read_manifest(target.path).spec
+        require_simulated(spec.task)
+        require_deterministic(other or spec.sampler)
 
 
 def _initial(folder: Path) -> list[Path]:

@@ -42,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--dense-reward',
         action='store_true',
         help='for rewards at every decision: the values of what is remembered are computed anew '
-        'in each update, and no advantage counts more than three times the usual',
+        'in each update, and advantages beyond three times their root mean square are cut there '
+        'before they are scaled',
     )
     parser.add_argument(
         '--precision',

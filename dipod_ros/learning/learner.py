@@ -237,7 +237,7 @@ class Learner(LearnerState):
                 gap = elbo_gap_nats(policy, observations, rng, between=between)
                 metrics['elbo_gap_nats'] = gap
             else:
-                # The gap itself, in a quarter of the time that the fit of a lower bound takes.
+                # The gap itself, in a quarter of the time that the fit of a copy takes.
                 actions = ADAPT_ACTIONS if self.algorithm.adapts_to_gap else GAP_ACTIONS
                 estimate = executed_gap(policy, observations, rng, actions=actions, between=between)
                 metrics['exact_gap_nats'] = estimate.mean

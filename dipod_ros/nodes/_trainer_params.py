@@ -64,7 +64,8 @@ class TrainerParams:
     dense_reward: bool = param(
         False,
         'for rewards at every decision, as of a gait: the values of what is remembered are '
-        'computed anew in each update, and no advantage counts more than three times the usual',
+        'computed anew in each update, and advantages beyond three times their root mean square '
+        'are cut there before they are scaled',
     )
     precision: str = param(
         'float32', 'of the matrix products of an update', choices=('float32', 'bfloat16')

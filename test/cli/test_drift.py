@@ -13,8 +13,10 @@ torch = pytest.importorskip('torch')
 from dipod_ros.cli import drift  # noqa: E402
 from dipod_ros.cli.main import call  # noqa: E402
 from dipod_ros.errors import UserError  # noqa: E402
+from dipod_ros.learning.drift import decisions  # noqa: E402
 from dipod_ros.learning.task_spec import spec_for  # noqa: E402
-from dipod_ros.policy.flow import FlowPolicy  # noqa: E402
+from dipod_ros.policy.flow import FlowPolicy, load_policy  # noqa: E402
+from dipod_ros.policy.spec import SamplerSpec  # noqa: E402
 from dipod_ros.sim.vector_env import ChunkVectorEnv  # noqa: E402
 
 SMALL = ('--task-episodes', 16, '--samples', 24)
@@ -138,6 +140,27 @@ def test_the_same_decisions_are_judged_by_returns_or_by_a_critic_of_chunks(run_d
 def test_mistakes_are_one_line(run_dir, words, reason):
     with pytest.raises(UserError, match=reason):
         run(*(run_dir if w == 'RUN' else w for w in words))
+
+
+@pytest.mark.parametrize('own', [True, False], ids=['own sampler', 'given sampler'])
+def test_a_sampler_without_a_likelihood_is_refused_before_the_rollouts(
+    run_dir, tmp_path, monkeypatch, own
+):
+    def never(*_, **__):
+        raise AssertionError('rolled out')
+
+    monkeypatch.setattr(decisions, 'collect_episodes', never)
+    words = (run_dir.parent / 'initial', *SMALL)
+    with pytest.raises(AssertionError, match='rolled out'):
+        run(*words)
+    if own:
+        policy = load_policy(run_dir.parent / 'initial').with_sampler(SamplerSpec('sde', 4))
+        # After one that could be measured: nothing is, when one cannot.
+        words = (*words, policy.save(tmp_path / 'noisy').path)
+    else:
+        words = (*words, '--sampler', 'sde-4')
+    with pytest.raises(UserError, match='use a deterministic sampler'):
+        run(*words)
 
 
 def test_what_could_not_be_measured_is_a_dash_with_its_reason():

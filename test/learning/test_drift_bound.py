@@ -94,7 +94,7 @@ def test_the_likelihood_free_gap_agrees_with_the_exact_one_in_one_dimension(line
     assert exact.error < 0.05 * exact.mean
     fitted = elbo_gap_nats(policy, o, rng(3), actions=4096, fit_steps=600)
     assert fitted == pytest.approx(exact.mean, rel=0.2)
-    assert fitted < exact.mean + 3 * exact.error + 0.02  # a lower bound
+    assert fitted < exact.mean + 3 * exact.error + 0.02  # from below
 
 
 @torch.no_grad()

@@ -143,7 +143,7 @@ def gap_of(k):
 
 @pytest.mark.parametrize('k', [0.0, -1.0])
 def test_the_gap_in_nats_is_that_of_the_closed_form(linear_flow, k):
-    """A lower bound that a longer fit brings close to the integral.
+    """An estimate from below that a longer fit brings close to the integral.
 
     With k = 0 the flow is wrong near the action, with k = -1 near the noise alone.
     """

@@ -28,6 +28,22 @@ def test_a_few_enormous_advantages_do_not_outweigh_the_rest():
     assert clipped[7] < 0 and len(clipped[clipped > 0].unique()) == 1
 
 
+def test_what_is_bounded_are_the_advantages_as_they_came():
+    advantages = torch.full((100,), 0.3)
+    advantages[3], advantages[60] = -40.0, -30.0
+    rms, clip = root_mean_square(advantages), 3.0
+    scaled = normalised(advantages, clip)
+    assert root_mean_square(scaled) == pytest.approx(1)
+    # In the scale that they came in, none counts for more than clip root mean squares ...
+    cut = scaled * (0.3 / scaled[0])
+    assert float(cut.abs().max()) == pytest.approx(clip * float(rms))
+    torch.testing.assert_close(cut, advantages.clamp(-clip * rms, clip * rms))
+    # ... but the two are cut to the same, and all are scaled up again: 7, not 3.
+    assert scaled[3] == scaled[60]
+    assert float(scaled.abs().max()) == pytest.approx(float(clip * rms / root_mean_square(cut)))
+    assert 6.9 < float(scaled.abs().max()) < 7.1
+
+
 def test_advantages_within_the_clip_are_left_as_they_are():
     advantages = torch.tensor([1.0, -1.0, 0.5, -2.0])
     torch.testing.assert_close(normalised(advantages, 3.0), normalised(advantages))

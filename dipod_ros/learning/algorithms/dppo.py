@@ -16,8 +16,9 @@ Each denoising step is an action of its own, with its own PPO ratio:
 
 As in the released code, a log-probability is the *mean* over the dimensions of the chunk, each
 clamped to [-5, 2], so that clip does not depend on the size of the chunk; the std inside it has a
-floor. With fine_tuned_steps K' < K only the last K' steps learn: the steps before them are taken by
-a frozen copy of the network that learning started from.
+floor. Unlike there, the noise of a step is not clipped at three standard deviations. With
+fine_tuned_steps K' < K only the last K' steps learn: the steps before them are taken by a frozen
+copy of the network that learning started from.
 
 The chain is not the flow's own sampler: v_theta stops being the velocity field of its actions.
 """
@@ -132,6 +133,9 @@ def dppo_loss(
     config: DppoConfig,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Return the DPPO loss of one minibatch and what it says about the update.
+
+    The clipped surrogate over decisions and denoising steps, with the advantage discounted per step
+    and a clip for each (arXiv 2409.00588, section 4 and App. B).
 
     Args:
         log_prob: of the trained steps under the present policy [B, K'], with gradient.

@@ -80,7 +80,11 @@ class ReinFlowConfig(UpdateConfig):
 def chain_log_prob(
     following: torch.Tensor, mean: torch.Tensor, sigma: torch.Tensor
 ) -> torch.Tensor:
-    """Return log p of chains divided by K * D, [B]; all arguments [B, K, D]."""
+    """Return log p of chains divided by K * D, [B]; all arguments [B, K, D].
+
+    sum_k log N(x_{k+1}; mean_k, sigma_k^2), as `get_logprobs` in ppoflow.py of the code released
+    with arXiv 2505.22094, without the start's term log N(x_0; 0, I).
+    """
     each = -0.5 * ((following - mean) / sigma).square() - sigma.log() - HALF_LOG_2PI
     return each.mean((-2, -1))
 
@@ -93,6 +97,10 @@ def reinflow_loss(
     config: ReinFlowConfig,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Return the loss of one minibatch and what it says about the update.
+
+    One PPO ratio for the joint density of the whole chain and a bonus for the entropy of its steps,
+    as `loss` in ppoflow.py of the code released with arXiv 2505.22094; the clipped surrogate itself
+    is Eq. 7 of arXiv 1707.06347.
 
     Args:
         log_prob: normalised log-density of the chains under the present policy [B].

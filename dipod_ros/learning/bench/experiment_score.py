@@ -141,7 +141,7 @@ def measure(
 
 
 def fitted_gap(job: Job, policy: FlowPolicy, observations: np.ndarray, when: int | str) -> float:
-    """Return the lower bound of the ELBO gap (nats) that a fit gives at raw observations [M, O].
+    """Return the ELBO gap (nats) as a fit finds it, mostly far too low, at raw observations [M, O].
 
     `when` names its random draws.
     """

@@ -13,6 +13,7 @@ import torch
 
 from dipod_ros.errors import UserError
 from dipod_ros.policy.flow import FlowPolicy
+from dipod_ros.policy.spec import SamplerSpec
 
 DETERMINISTIC = ('euler', 'midpoint')
 # Tangents carried together, D for each row: they should fit in the cache, and the graph of a
@@ -46,12 +47,7 @@ def executed_log_likelihood(
     Raises UserError for a sampler that draws noise between its steps, and for wrong shapes.
 
     """
-    solver = policy.spec.sampler.solver
-    if solver not in DETERMINISTIC:
-        raise UserError(
-            f'sampler {policy.spec.sampler} draws noise between its steps, so its likelihood is '
-            'not a change of variables; use a deterministic sampler such as midpoint-5'
-        )
+    require_deterministic(policy.spec.sampler)
     check_rows(policy, observations, noise, 'noise')
 
     @torch.no_grad()
@@ -163,6 +159,15 @@ def _integrate(
         x = x + h / 6 * (v1 + 2 * v2 + 2 * v3 + v4)
         integral = integral + h / 6 * (d1 + 2 * d2 + 2 * d3 + d4)
     return standard_normal_log_density(x) + integral
+
+
+def require_deterministic(sampler: SamplerSpec) -> None:
+    """Raise UserError for a sampler that draws noise between its steps."""
+    if sampler.solver not in DETERMINISTIC:
+        raise UserError(
+            f'sampler {sampler} draws noise between its steps, so its likelihood is not a change '
+            'of variables; use a deterministic sampler such as midpoint-5'
+        )
 
 
 def check_rows(

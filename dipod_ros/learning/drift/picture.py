@@ -35,7 +35,7 @@ def plot_drift(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> Pat
         reports = [r['report'] for r in own]
         _line(gap, version, reports, 'gap_mean', 'gap_error', color, '-o', series)
         _line(gap, version, reports, 'gap_negative', None, color, '--v', f'{series}, A < 0')
-        _line(gap, version, reports, 'g1_gap', None, color, ':s', f'{series}, G1 (lower bound)')
+        _line(gap, version, reports, 'g1_gap', None, color, ':s', f'{series}, G1 (fitted)')
         for kind, style in (('elbo', '-o'), ('cfm', ':s')):
             found = [(r['alignment'] or {}).get(kind, {}) for r in reports]
             _line(cosine, version, found, 'value', 'error', color, style, f'{series}, {kind}')

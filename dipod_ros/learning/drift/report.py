@@ -40,7 +40,7 @@ class DriftReport:
     `gap_negative` over those with A > 0 and A < 0: where the second is larger, the bound of bad
     actions was pushed down without their likelihood. `gap_q05` and `gap_q95` contain the noise of
     the bound of one action, `elbo_noise`. `entropy` is - mean log pi_K. `g1_gap` is the
-    likelihood-free lower bound of `health.elbo_gap_nats`. `action_std` is per state.
+    likelihood-free estimate from below of `health.elbo_gap_nats`. `action_std` is per state.
     """
 
     sampler: str
@@ -74,7 +74,7 @@ def executed_gap(
 ) -> GapEstimate:
     """Measure the gap on fresh own actions at normalised observations [B, O].
 
-    Nothing is fitted, so unlike `health.elbo_gap_nats` it is no lower bound but the gap itself,
+    Nothing is fitted, so unlike `health.elbo_gap_nats` it estimates the gap itself, not from below,
     at about a second for 256 actions of 35 dimensions by an MLP, and minutes by a transformer.
     Deterministic samplers only. `between` is called between the parts of the work; what it raises
     ends it.
