@@ -44,10 +44,10 @@ class UpdateConfig:
     # Decay per gradient step of a running average of the weights, which is the policy at the end of
     # the update; 0 is none. The last of many large steps is noise that acts.
     ema: float = 0.0
-    # Advantages beyond this many times their root mean square are cut there, and then all are scaled
-    # to one again, so that what was cut may still be larger than this (see `normalised`); 0 cuts
-    # none. Where a few decisions end an episode and the others hardly matter, those few would be the
-    # whole update.
+    # Advantages beyond this many times their root mean square are cut there, and then all are
+    # scaled to one again, so that what was cut may still be larger than this (see `normalised`); 0
+    # cuts none. Where a few decisions end an episode and the others hardly matter, those few would
+    # be the whole update.
     advantage_clip: float = 0.0
 
     def __post_init__(self) -> None:
@@ -188,9 +188,9 @@ def normalised(advantages: torch.Tensor, clip: float = 0.0) -> torch.Tensor:
 
         A_i = c_i / rms(c),   c_i = clamp(a_i, -clip rms(a), clip rms(a))        (clip 0: c_i = a_i)
 
-    What is bounded is c: no decision counts for more than `clip` root mean squares of the advantages
-    as they came. A is not: where something was cut, rms(c) is below rms(a), and |A_i| is at most
-    clip rms(a) / rms(c), which is more than `clip`.
+    What is bounded is c: no decision counts for more than `clip` root mean squares of the
+    advantages as they came. A is not: where something was cut, rms(c) is below rms(a), and |A_i| is
+    at most clip rms(a) / rms(c), which is more than `clip`.
     """
     units = advantages / (root_mean_square(advantages) + 1e-8)
     if not clip:

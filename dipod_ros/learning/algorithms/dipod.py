@@ -12,7 +12,7 @@ actions, which is self-distillation: it moves no probability, it keeps the bound
     L_PG  FPO++ (arXiv 2602.02481): per-sample ratio rho = exp(ell_old - ell) on the same (t, eps),
           inside a PPO clip, or ASPO: PPO clip for A >= 0 and SPO for A < 0. With ratio='action'
           the losses of an action are averaged before exp(), which is FPO (arXiv 2507.21053, Eq. 6).
-          Of the clamps in the FPO++ code only the log-ratio's is here: none of the losses, no Huber.
+          Of the clamps in FPO++'s code only the log-ratio's is here: none of losses, no Huber.
     ell   the conditional flow-matching loss of the stored action, see policy/path.py.
 
 beta is in units of the normalised advantage (root mean square 1): the direction is
