@@ -39,15 +39,13 @@ class Stops:
         self._streams, self._episodes = streams, episodes
         self._following, self._newest_stamp_ns = following, newest_stamp_ns
         self.held = ''  # why nothing may move, '' when it may
+        # The arm is to be left where it is, rather than held where the command is: from such a stop
+        # on until it is decided anew, whatever else holds it in between.
+        self.yielding = False
         self.stopping = False  # for good
         self.others = False  # somebody else commands the arm
         self.anew = False  # decide now, whatever is left of the chunk
         self.late_stream = ''  # why the arm goes slowly, '' when it does not
-
-    @property
-    def yielding(self) -> bool:
-        """Whether the arm is to be left where it is, rather than held where the command is."""
-        return self.held in YIELDING
 
     def forbid_decisions(self) -> bool:
         """Tell whether there is a reason not to decide now."""
@@ -66,7 +64,7 @@ class Stops:
 
     def decided(self) -> None:
         """Take note that the arm moves by a new decision."""
-        self.held, self._episodes.fresh = '', False
+        self.held, self.yielding, self._episodes.fresh = '', False, False
 
     def clock_was_set(self) -> None:
         """Brake: the times of what is planned are no longer known."""
@@ -80,7 +78,8 @@ class Stops:
     def check(self, before: int) -> None:
         """Brake from tick `before`, once, when there is a reason to."""
         course, reason = self._course, self._reason()
-        course.ramp_due = course.ramp_due or reason in YIELDING
+        if reason in YIELDING:
+            course.ramp_due = self.yielding = True
         if not reason:
             self._slow_down_if_late(before)
         if not reason or reason == self.held:

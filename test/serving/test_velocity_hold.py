@@ -7,6 +7,7 @@ from checkpoints import HORIZON
 from worlds import DT, START
 
 from dipod_ros.serving import safety
+from dipod_ros.serving.decisions import Outcome
 from dipod_ros.serving.drive import Drive
 from dipod_ros.serving.drive_laws import Joints, VelocityLaw
 from dipod_ros.serving.following import FollowingConfig
@@ -32,12 +33,14 @@ class Arm:
         self.drive = Drive(bench.loop, self.stream, law)
         self.position, self.velocity, self.powered = START.copy(), np.zeros(3), True
         self.told = []
+        self.goal = True  # a stream that the policy needs
 
     def run(self, seconds):
         """Return the velocities [K, 3] that it was told meanwhile."""
         begun, end = len(self.told), self.clock.now + seconds
         while self.clock.now < end:
-            self.bench.sense(round(self.clock.now * 1e9), self.position)
+            goal = {} if self.goal else {'goal': None}
+            self.bench.sense(round(self.clock.now * 1e9), self.position, **goal)
             if self.clock.now >= self.stream.due_s:
                 values = self.drive.command()
                 self.velocity = np.zeros(3) if values is None else values
@@ -110,12 +113,79 @@ def test_an_arm_that_sinks_is_still_held_while_it_acts_and_waits_for_a_stream(ar
     arm.position = arm.position - [0.05, 0.0, 0.0]
     assert arm.run(3.0).any()
     np.testing.assert_allclose(arm.position, held, atol=2e-3)
-    arm.bench.sense = lambda stamp_ns, position: type(arm.bench).sense(
-        arm.bench, stamp_ns, position, goal=None
-    )
+    arm.goal = False
     arm.run(2.0)
     assert arm.bench.safety.counts[safety.STALE] == 1
     arm.position = arm.position - [0.05, 0.0, 0.0]
     arm.run(3.0)
     np.testing.assert_allclose(arm.position, held, atol=2e-3)
+    assert_bounded(arm)
+
+
+def clock_set(arm):
+    arm.loop._stops.clock_was_set()
+
+
+def reset(arm):
+    arm.loop.on_outcome(Outcome(round(arm.clock.now * 1e9), 0, reset=True))
+
+
+def over(arm):
+    arm.loop.on_outcome(Outcome(round(arm.clock.now * 1e9), 0, terminated=True))
+
+
+@pytest.mark.parametrize('event', [clock_set, reset, over, None])
+@pytest.mark.parametrize('others', [False, True])
+def test_what_holds_it_after_an_estop_does_not_drive_it_back(make_bench, event, others):
+    """Nothing may be decided yet: the arm stays where somebody put it meanwhile."""
+    following = FollowingConfig(0.1)
+    arm = Arm(
+        make_bench(
+            RealTimeLoop,
+            interface='position',
+            following=following,
+            hold_between_episodes=True,
+            silent_beside_others=False,
+        )
+    )
+    arm.run(2.0)
+    stop = arm.loop.make_way if others else arm.loop.safety.estop.latch
+    stop(True if others else 'test')
+    arm.run(1.0)
+    arm.position = put = arm.position + [0.5, 0.0, 0.0]
+    arm.goal = False
+    arm.run(1.0)
+    decided = len(arm.bench.engine.observations)
+    if event is not None:
+        event(arm)
+    if others:
+        arm.loop.make_way(False)
+    else:
+        arm.loop.safety.estop.reset()
+    assert not arm.run(1.5).any()
+    assert arm.loop._stops.held not in (safety.ESTOP, safety.OTHERS)
+    assert len(arm.bench.engine.observations) == decided
+    np.testing.assert_array_equal(arm.position, put)
+    arm.goal = True
+    if event is over:
+        reset(arm)
+    assert not arm.run(1.5).any()  # it goes on from there
+    assert len(arm.bench.engine.observations) > decided
+    assert not arm.loop.yielding
+    assert_bounded(arm)
+
+
+def test_a_stream_that_falls_silent_does_not_drive_back_an_arm_that_did_not_follow(arm):
+    arm.powered = False
+    arm.position = put = arm.position + [0.4, 0.0, 0.0]
+    arm.run(0.3)
+    assert arm.loop.following.stopped
+    arm.goal, arm.powered = False, True  # before the command has come to it
+    arm.run(3.0)
+    assert arm.loop._stops.held == safety.STALE
+    np.testing.assert_array_equal(arm.position, put)
+    arm.goal = True
+    arm.run(5.0)
+    np.testing.assert_array_equal(arm.position, put)
+    assert not arm.loop.following.stopped
     assert_bounded(arm)
