@@ -81,6 +81,13 @@ class EStop:
                 self._reasons = (*self._reasons, reason)
             return news
 
+    def release(self, reason: str) -> bool:
+        """Take back what was latched for this reason alone; return True when it was."""
+        with self._lock:
+            left = tuple(r for r in self._reasons if r != reason)
+            news, self._reasons = left != self._reasons, left
+            return news
+
     def reset(self) -> bool:
         """Allow motion again; return True when it was forbidden."""
         with self._lock:

@@ -3,8 +3,8 @@
 
 A sample that claims another time is old, or its sender has another clock; either way nobody knows
 what it shows. The clock is that of the joint states: when theirs is set, the new one counts as soon
-as it has been kept for a moment. One odd message, or a late burst of them, sets no clock. Once ticks
-stand on that clock, joint states without a stamp cannot be compared with any command.
+as it has been kept for a moment. One odd message, or a late burst of them, sets no clock. Once the
+ticks are counted by it, joint states without a stamp cannot be compared with any command.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@
     ros2 service call /reward/begin std_srvs/srv/Trigger      # the scene is ready
 
 Between episodes a policy server with `hold_between_episodes` waits; whoever resets the scene calls
-~/begin when it is ready. Before the first one the e-stop does the same: start this node before the
-policy server becomes active. The first ~/begin releases that stop, where nobody stopped the arm
-before it or since; any other stop is for a person to release, and ~/begin says so.
+~/begin when it is ready. Before the first one a pause does the same: start this node before the
+policy server becomes active. The first ~/begin takes that pause back, and nothing else: a stop by
+anybody else is for a person to release, and ~/begin says so.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ from rclpy.node import Node
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray, MultiArrayDimension, String
-from std_srvs.srv import Trigger
+from std_srvs.srv import SetBool, Trigger
 
 LABEL = 'stamp_s,episode,reward,success,terminated,truncated,reset'
 CLOCK_SET_S = 0.5  # a stamp so far before the newest comes of a clock that was set
 LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
-OURS = 'service ~/estop'  # how the policy server names a stop by its service
+OURS = 'service ~/set_pause'  # how the policy server names our stop
 
 
 class Reward(Node):
@@ -42,13 +42,10 @@ class Reward(Node):
         self.joints = {joint for joint in declare('joints', ['']).value if joint}
         self.episode, self.running, self.since_s, self.told_s = -1, False, 0.0, 0.0
         self.points, self.now_s = {}, None
-        self.stopped = None  # why the arm is stopped, '' where it is not; None before we know
-        self.ours = False  # whether it was us alone
+        self.stops = None  # who stopped the arm; None before we know
+        self.paused = False  # whether we did
         self.outcome = self.create_publisher(Float64MultiArray, 'outcome', 100)
-        self.stop, self.go = (
-            self.create_client(Trigger, f'policy_server/{name}')
-            for name in ('estop', 'reset_estop')
-        )
+        self.pause = self.create_client(SetBool, 'policy_server/set_pause')
         self.create_service(Trigger, '~/begin', self.on_begin)
         listen = self.create_subscription
         listen(JointState, 'joint_states', self.on_joints, qos_profile_sensor_data)
@@ -62,15 +59,14 @@ class Reward(Node):
         listen(String, 'policy_server/status', self.on_status, LATCHED)
 
     def on_status(self, msg):
-        """Keep why the arm is stopped; before the first ~/begin stop it, where nobody has."""
-        was, now = self.stopped, json.loads(msg.data)['estop_reason']
-        self.stopped = now
-        if was is None:
-            self.ours = not now
-            if self.ours:
-                self.stop.call_async(Trigger.Request())
-        elif was or now:  # until somebody releases it, or stops the arm as well
-            self.ours = self.ours and now == OURS
+        """Keep who stopped the arm; before the first ~/begin we do."""
+        reason = json.loads(msg.data)['estop_reason']
+        before, self.stops = self.stops, reason.split(', ') if reason else []
+        if before is None:
+            self.paused = True
+            self.pause.call_async(SetBool.Request(data=True))
+        elif OURS in before and OURS not in self.stops:
+            self.paused = False  # whoever released all stops wanted the arm to move
 
     def on_begin(self, _request, response):
         """Begin an episode: the scene is ready."""
@@ -78,9 +74,9 @@ class Reward(Node):
         response.success, response.message = not problem, problem
         if problem:
             return response
-        if self.ours:
-            self.ours = False
-            self.go.call_async(Trigger.Request())
+        if self.paused:
+            self.paused = False
+            self.pause.call_async(SetBool.Request(data=False))
         self.tell(reset=True)
         self.episode, self.running, self.since_s = self.episode + 1, True, self.now_s
         self.points.clear()  # the goal of the episode before
@@ -91,10 +87,11 @@ class Reward(Node):
         """Return why no episode can begin now, '' when one can."""
         if self.running:
             return f'episode {self.episode} is under way'
-        if self.now_s is None or self.stopped is None or (self.ours and not self.stopped):
+        if self.now_s is None or self.stops is None or (self.paused and OURS not in self.stops):
             return 'waits for joint states and for the policy server'
-        if self.stopped and not self.ours:
-            return f'the arm is stopped ({self.stopped}): /policy_server/reset_estop first'
+        others = [stop for stop in self.stops if stop != OURS]
+        if others:
+            return f'the arm is stopped ({", ".join(others)}): /policy_server/reset_estop first'
         return ''
 
     def on_joints(self, msg):

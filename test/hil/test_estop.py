@@ -15,6 +15,7 @@ from checkpoints import HORIZON, JOINTS, make_limits, save_checkpoint  # noqa: E
 from harness import DT_NS, TIMEOUT_S, Robot, Server, make_context  # noqa: E402
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy  # noqa: E402
 from std_msgs.msg import Bool  # noqa: E402
+from std_srvs.srv import SetBool  # noqa: E402
 
 from dipod_ros.ros import qos  # noqa: E402
 
@@ -90,6 +91,30 @@ def test_a_latched_press_before_the_start_is_heard(robot, serve):
     assert robot.call('reset_estop').success  # the person who released it goes first
     robot.wait_status(estop=False)
     assert stops(server) == 1
+
+
+def test_a_pause_takes_back_itself_alone(robot, serve):
+    serve()
+
+    def pause(value):
+        answer = robot.call('set_pause', SetBool, SetBool.Request(data=value))
+        assert answer.success
+        return answer.message
+
+    assert 'was no pause; motion is allowed' in pause(False)
+    pause(True)
+    robot.wait_status(estop_reason='service ~/set_pause')
+    assert robot.call('estop').success  # a person, while it stands
+    assert 'still stopped (service ~/estop)' in pause(False)
+    assert robot.wait_status(estop_reason='service ~/estop')['estop']
+    pause(True)
+    assert robot.call('reset_estop').success
+    robot.wait_status(estop=False)
+    pause(True)
+    assert pause(False) == 'motion is allowed again'
+    robot.wait_status(estop=False)
+    moving = robot.answer(0, START, episode=-1, reset=True)
+    assert np.max(np.ptp(moving.positions, axis=0)) > 1e-3
 
 
 def test_a_latched_button_that_was_let_go_before_the_start_stops_nothing(robot, serve):

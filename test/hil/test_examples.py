@@ -140,12 +140,13 @@ def test_the_reward_node_releases_no_stop_but_its_own_and_ends_a_wait(arm, tmp_p
         lambda: Server(tmp_path, limits, checkpoint='reach_flow', **slow),
         lambda: Example(tmp_path, 'reward_node.py', '-p', 'seconds:=1.0'),
     )
-    person.wait_status(estop_reason='service ~/estop')
-    person.estop.publish(Bool(data=True))  # a person, who did not know that it stands already
-    person.wait_status(estop_reason='service ~/estop, topic estop')
+    person.wait_status(estop_reason='service ~/set_pause')
+    stop(person)  # a person, who did not know that it stands already
+    person.estop.publish(Bool(data=True))
+    person.wait_status(estop_reason='service ~/set_pause, service ~/estop, topic estop')
     activate(person)
     refused = refusal(person, 'is stopped')
-    assert 'topic estop): /policy_server/reset_estop first' in refused
+    assert '(service ~/estop, topic estop): /policy_server/reset_estop first' in refused
     assert person.status['estop'] and not person.records
     release(person)
     person.goal = GOALS[2]  # out of reach: the time runs out
@@ -155,18 +156,17 @@ def test_the_reward_node_releases_no_stop_but_its_own_and_ends_a_wait(arm, tmp_p
     nodes[-1].stop()
     start_again = Example(tmp_path, 'reward_node.py', '-p', 'seconds:=1.0')
     nodes.append(start_again)
-    person.wait_status(estop_reason='service ~/estop')
+    person.wait_status(estop_reason='service ~/set_pause')
     begin(person)  # of the first episode that this process knows of
     person.wait(lambda: len(person.records) > seen)
     assert not person.status['estop']
-    # Of a stop that was there before it, it knows nothing.
+    # A stop that was there before it is none of its own.
     person.wait_status(waiting_for='reset')
     start_again.stop()
-    person.services_of = 'policy_server'
-    assert person.call('estop').success
-    person.services_of = 'reward'
+    stop(person)
     nodes.append(Example(tmp_path, 'reward_node.py'))
-    assert 'service ~/estop): /policy_server/reset_estop first' in refusal(person, 'is stopped')
+    person.wait_status(estop_reason='service ~/estop, service ~/set_pause')
+    assert '(service ~/estop): /policy_server/reset_estop first' in refusal(person, 'is stopped')
     assert person.status['estop']
 
 
@@ -179,6 +179,12 @@ def refusal(person, reason):
         if reason in answer.message:
             return answer.message
         time.sleep(0.1)
+
+
+def stop(person):
+    person.services_of = 'policy_server'
+    assert person.call('estop').success
+    person.services_of = 'reward'
 
 
 def release(person):

@@ -2,6 +2,7 @@
 """The example of a reward node dates its outcomes by the arm, whoever else has joints."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ pytest.importorskip('rclpy')
 
 import rclpy  # noqa: E402
 from geometry_msgs.msg import Point  # noqa: E402
+from std_msgs.msg import String  # noqa: E402
+from std_srvs.srv import Trigger  # noqa: E402
 
 from dipod_ros.ros.messages import JointStateWriter, read_outcome  # noqa: E402
 from dipod_ros.serving.notices import Notices  # noqa: E402
@@ -92,3 +95,37 @@ def test_a_clock_that_is_set_back_is_followed(make_node):
     assert [o.stamp_ns - START_NS for o in node.said] == [
         after * MS for after in (0, -60_000, -59_900, -59_800)
     ]
+
+
+def test_begin_takes_back_the_pause_of_the_node_and_nothing_else(make_node):
+    node, asked = make_node(), []
+    node.running = False
+    node.pause.call_async = lambda request: asked.append(request.data)
+    hear(node, ARM, 0)
+
+    def status(reason):
+        node.on_status(String(data=json.dumps({'estop_reason': reason})))
+
+    def begin():
+        return node.on_begin(None, Trigger.Response())
+
+    status('service ~/estop')  # a person's, before this node
+    assert asked == [True] and 'waits' in begin().message
+    for reason in ('service ~/estop, service ~/set_pause', 'service ~/set_pause, topic estop'):
+        status(reason)
+        assert not begin().success and asked == [True]
+    status('service ~/set_pause')
+    assert begin().success and asked == [True, False]
+    node.running = False
+    status('')
+    assert begin().success and asked == [True, False]
+
+
+def test_whoever_released_all_stops_released_the_pause_too(make_node):
+    node, asked = make_node(), []
+    node.running = False
+    node.pause.call_async = lambda request: asked.append(request.data)
+    hear(node, ARM, 0)
+    for reason in ('', 'service ~/set_pause', ''):
+        node.on_status(String(data=json.dumps({'estop_reason': reason})))
+    assert node.on_begin(None, Trigger.Response()).success and asked == [True]

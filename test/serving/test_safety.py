@@ -105,6 +105,17 @@ def test_the_estop_latches_until_it_is_reset():
     assert guard.follow(np.zeros(3), np.zeros(3), np.zeros((4, 3))).horizon == 4
 
 
+def test_a_stop_that_is_taken_back_leaves_those_of_others():
+    estop = s.EStop()
+    assert not estop.release('program')
+    for who in ('program', 'person', 'program'):
+        estop.latch(who)
+    assert estop.release('program')
+    assert estop.latched and estop.reason == 'person'
+    assert not estop.release('program') and estop.latched
+    assert estop.release('person') and not estop.latched
+
+
 def test_the_watchdog_measures_the_present_piece_of_work_only(clock):
     dog = s.Watchdog(0.5, clock)
     clock.advance(9.0)
