@@ -90,10 +90,12 @@ class PolicyLoader:
     def build(self, manifest: Manifest) -> LoadedPolicy:
         """Load the weights, build the engine, run the golden check.
 
-        Raises CheckpointError or EngineError; nothing that is acting is touched.
+        Raises CheckpointError or EngineError; nothing that is acting is touched. What is built is
+        what was validated: the sha256 is of the weights alone, so the spec is compared too.
         """
         checkpoint = load(manifest.path)
-        if checkpoint.manifest.sha256 != manifest.sha256:
+        same_weights = checkpoint.manifest.sha256 == manifest.sha256
+        if not same_weights or checkpoint.spec.to_dict() != manifest.spec.to_dict():
             raise CheckpointError(f'{manifest.path} changed since it was requested; ask again')
         with self._building:
             engine = self.engines.build(checkpoint)

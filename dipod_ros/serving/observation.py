@@ -63,7 +63,7 @@ class ObservationBuffer:
 
     def __init__(self, clock: Callable[[], float], limits: JointLimits | None = None) -> None:
         """Take a steady clock in seconds, and the limits by which joint positions are absurd."""
-        self._clock, self._limits = clock, limits
+        self.clock, self._limits = clock, limits
         self._samples: dict[tuple[str, str], Sample] = {}
         self._rejections: dict[tuple[str, str], str] = {}
         self.rejected = 0
@@ -74,9 +74,17 @@ class ObservationBuffer:
         """Refuse no stamp: whoever knew the robot's clock does not follow it any more."""
         self.judge = _refuses_nothing
 
-    def put(self, source: str, topic: str, values: np.ndarray | Picture, stamp_ns: int) -> bool:
+    def put(
+        self,
+        source: str,
+        topic: str,
+        values: np.ndarray | Picture,
+        stamp_ns: int,
+        received_s: float | None = None,
+    ) -> bool:
         """Keep a sample; return False when it is refused: not finite, or stamped at another time.
 
+        `received_s` is when its message came, by `clock`; None for one that came just now.
         A stamp that repeats does not renew the age: a driver that died behind a relay keeps
         sending its last message. (Stamp 0 means that the sender has no clock.)
         """
@@ -84,7 +92,7 @@ class ObservationBuffer:
             self.reject(source, topic, 'its last sample held numbers that are not finite')
             return False
         key = (source, topic)
-        received = self._clock()
+        received = self.clock() if received_s is None else received_s
         reason = self._absurd(source, values) or self.judge(source, topic, stamp_ns, received)
         if reason:
             self.reject(source, topic, reason)
@@ -131,7 +139,7 @@ class ObservationBuffer:
     def age_s(self, source: str, topic: str) -> float | None:
         """Return the age of the newest accepted sample on the steady clock."""
         sample = self.sample(source, topic)
-        return None if sample is None else self._clock() - sample.received_s
+        return None if sample is None else self.clock() - sample.received_s
 
     def problem(
         self, source: str, topic: str, max_age_s: float, name: str = ''

@@ -2,7 +2,8 @@
 """Decodes compressed pictures aside: it takes up to tens of milliseconds each. No ROS.
 
 Whoever receives them hears the e-stop and the joint states as well, and must not be kept. Of
-pictures that come faster than they can be decoded, the newest of each camera is.
+pictures that come faster than they can be decoded, the newest of each camera is. A picture's age
+counts from its receipt: while it waits for those of other cameras, the scene goes on.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class PictureDecoder:
         """Take where the pictures go."""
         self._buffer = buffer
         self._wake = threading.Condition()
-        self._newest: dict[str, tuple[Sequence[int], int]] = {}  # data and stamp, by topic
+        # Data, stamp and receipt, by topic.
+        self._newest: dict[str, tuple[Sequence[int], int, float]] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
 
@@ -36,7 +38,7 @@ class PictureDecoder:
         with self._wake:
             if self._closed:
                 return
-            self._newest[topic] = data, stamp_ns
+            self._newest[topic] = data, stamp_ns, self._buffer.clock()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name='pictures', daemon=True)
                 self._thread.start()
@@ -58,12 +60,11 @@ class PictureDecoder:
                     return
                 # In turn: who was given again meanwhile is behind the others.
                 topic = next(iter(self._newest))
-                data, stamp_ns = self._newest.pop(topic)
+                data, stamp_ns, received_s = self._newest.pop(topic)
             try:
                 picture = read_compressed(data)
+                self._buffer.put('image', topic, picture, stamp_ns, received_s)
             except PictureError as error:
                 self._buffer.reject('image', topic, str(error))
             except Exception as error:  # a bug must not blind the arm without a word
                 self._buffer.reject('image', topic, f'{type(error).__name__}: {error}')
-            else:
-                self._buffer.put('image', topic, picture, stamp_ns)

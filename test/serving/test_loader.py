@@ -11,7 +11,7 @@ from checkpoints import (
     save_lying_checkpoint,
 )
 
-from dipod_ros.policy.checkpoint import WEIGHTS_FILE, CheckpointError
+from dipod_ros.policy.checkpoint import MANIFEST_FILE, WEIGHTS_FILE, CheckpointError
 from dipod_ros.serving.engines.base import EngineError
 from dipod_ros.serving.engines.select import EngineFactory
 from dipod_ros.serving.loader import PolicyLoader
@@ -105,6 +105,22 @@ def test_a_checkpoint_replaced_after_the_request_is_refused(loader, tmp_path):
     save_checkpoint(tmp_path / 'good', seed=0)
     manifest = loader.validate('good')
     make_policy(1).save(tmp_path / 'good', overwrite=True)
+    with pytest.raises(CheckpointError, match='changed since'):
+        loader.build(manifest)
+
+
+@pytest.mark.parametrize(
+    ('said', 'says'),
+    [('control_period_s: 0.04', 'control_period_s: 0.4'), ('topic: goal', 'topic: elsewhere')],
+)
+def test_a_manifest_that_changed_after_the_request_is_refused(loader, tmp_path, said, says):
+    """Its weights are the same, so that their sha256 is."""
+    save_checkpoint(tmp_path / 'good')
+    manifest = loader.validate('good')
+    file = tmp_path / 'good' / MANIFEST_FILE
+    text = file.read_text()
+    assert said in text
+    file.write_text(text.replace(said, says))
     with pytest.raises(CheckpointError, match='changed since'):
         loader.build(manifest)
 

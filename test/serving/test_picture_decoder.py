@@ -77,6 +77,29 @@ def test_what_cannot_be_decoded_is_rejected_with_its_reason(buffer, decoder, mon
     assert buffer.rejected == 2 and not buffer.rejection('image', 'left')
 
 
+def test_waiting_for_the_pictures_of_other_cameras_is_age(buffer, decoder, clock, monkeypatch):
+    def slowly(data, flags):
+        clock.advance(0.25)
+        return IMDECODE(data, flags)
+
+    monkeypatch.setattr(cv2, 'imdecode', slowly)
+    with decoder._wake:  # all of them are there before the first is decoded
+        for topic in ('left', 'right', 'wrist'):
+            decoder.give(topic, picture(1), 1)
+    wait_for(lambda: buffer.sample('image', 'wrist') is not None)
+    assert {buffer.sample('image', t).received_s for t in ('left', 'right', 'wrist')} == {100.0}
+    assert buffer.problem('image', 'wrist', 0.2).kind == 'stale'
+
+
+def test_a_picture_that_cannot_be_kept_ends_no_thread(buffer, decoder):
+    buffer.judge = lambda *_: 1 / 0
+    decoder.give('left', picture(1), 1)
+    wait_for(lambda: 'ZeroDivisionError' in buffer.rejection('image', 'left'))
+    buffer.trust()
+    decoder.give('left', picture(1), 2)
+    wait_for(lambda: buffer.sample('image', 'left') is not None)
+
+
 def test_its_thread_ends(buffer):
     decoder = PictureDecoder(buffer)
     decoder.close()
