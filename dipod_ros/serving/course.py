@@ -17,7 +17,7 @@ from dipod_ros.serving.notices import Notices
 from dipod_ros.serving.safety import FAULT, RESYNC, SafetyFilter
 from dipod_ros.serving.seam import Ensemble
 from dipod_ros.serving.start_place import StartPlace
-from dipod_ros.serving.timeline import ChunkTimeline, Plan
+from dipod_ros.serving.timeline import TRAIL, ChunkTimeline, Plan
 
 
 class Course:
@@ -63,8 +63,18 @@ class Course:
     def stands(self) -> bool:
         """Whether the command has stood for so long that the arm must be there."""
         plan = self.timeline.plan
-        trail = () if plan is None else plan.trail_at(self.tick)
-        return plan is None or bool((trail == trail[-1]).all())
+        if plan is None:
+            return True
+        if plan.unsaid and self.tick < plan.start + plan.unsaid + TRAIL:
+            return False  # the controller is on its way, whatever the points say
+        trail = plan.trail_at(self.tick)
+        return bool((trail == trail[-1]).all())
+
+    @property
+    def left(self) -> bool:
+        """Whether it is left to the controller to go where the command is, which stands there."""
+        plan = self.timeline.plan
+        return plan is not None and plan.unsaid > 0 and not self.stands
 
     # Where it begins
 

@@ -90,8 +90,8 @@ class EpisodeBounds:
         """Tell whether a reset has put an arm that can jump elsewhere; begin anew there."""
         if not self.fresh or self._course.timeline.plan is None:
             return False
-        if not self._resets.put_elsewhere(joints):
-            return False
+        if not self._resets.put_elsewhere(joints) or self._course.left:
+            return False  # a controller that goes somewhere may have an arm that was switched on
         self._notices.event('a reset has put the arm elsewhere: starting from where it is')
         self._begin_anew()
         self._course.ramp_due = True

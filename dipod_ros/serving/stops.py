@@ -58,8 +58,8 @@ class Stops:
             return True
         if self.held == CLOCK_SET and not course.at_rest:
             return True  # a simulation that began again has put the arm somewhere else
-        if episodes.fresh and not course.stands:
-            return True  # an episode begins at rest
+        if (episodes.fresh or self._following.stopped) and not course.stands:
+            return True  # an episode begins at rest, and so does another try
         return not self._following.may_try(course.tick)
 
     def decided(self) -> None:
@@ -85,7 +85,8 @@ class Stops:
         if not reason or reason == self.held:
             return
         if course.timeline.plan is not None:
-            if not self.held or (self.held == FOLLOWING and not course.stands):
+            moves = not self.held or (self.held == FOLLOWING and not course.stands)
+            if moves and not course.left:  # else the points stand at its end
                 # The point of a period that begins now is still to be chosen.
                 course.end(self._newest_stamp_ns(), interrupted=True, tick=before)
                 course.timeline.brake(before)

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A way to the arm that is left to its controller ends early for whatever stops the arm."""
+
+import numpy as np
+import pytest
+from controlled import ControlledArm
+from worlds import DT, settled
+
+from dipod_ros.serving import safety
+from dipod_ros.serving.decisions import Outcome
+from dipod_ros.serving.following import FollowingConfig
+from dipod_ros.serving.realtime import RealTimeLoop
+from dipod_ros.serving.speed import SpeedConfig, SpeedScale
+
+BEGUN = 2  # control periods into the way
+
+
+def run_until(arm, done, periods=200):
+    for count in range(periods):
+        if done():
+            return count
+        arm.run(1)
+    raise AssertionError('it did not happen')
+
+
+@pytest.fixture
+def make_arm(make_bench):
+    def make(**config):
+        """Return an arm that did not follow, and is on its way again since some periods."""
+        bench = make_bench(
+            RealTimeLoop, interface='trajectory', following=FollowingConfig(), **config
+        )
+        bench.safety.speed = SpeedScale(SpeedConfig(ramp_in_s=0.0), DT)
+        arm = settled(ControlledArm(bench, 0.03))
+        arm.run(8)
+        arm.powered = False
+        run_until(arm, lambda: arm.loop.following.stopped)
+        run_until(arm, lambda: arm.loop.timeline.plan.unsaid)
+        arm.end, arm.periods = arm.position, arm.loop.timeline.plan.unsaid
+        arm.powered = True
+        arm.run(BEGUN)
+        return arm
+
+    return make
+
+
+def reset(arm):
+    arm.loop.on_outcome(Outcome(round(arm.clock.now * 1e9), 0, reset=True))
+
+
+def over(arm):
+    arm.loop.on_outcome(Outcome(round(arm.clock.now * 1e9), 0, terminated=True))
+
+
+def others(arm):
+    arm.loop.make_way(True)
+
+
+def estop(arm):
+    arm.bench.safety.estop.latch('test')
+
+
+def assert_halts(arm):
+    """It comes to rest soon, on the way, by one message, within its limits."""
+    begins, sent = len(arm.path), len(arm.plans)
+    arm.run(3 * arm.periods)
+    path, limits = np.array(arm.path[begins:]), arm.bench.limits
+    moving = np.abs(path - path[-1]).max(axis=1) > 1e-3
+    braking_s = 2 * (limits.velocity / limits.acceleration).max() + 10 * DT
+    assert DT * moving.nonzero()[0].max() / 2 < braking_s  # the path is noted twice a period
+    assert len(arm.plans) == sent + 1 and arm.found == []
+    assert np.abs(path[-1] - arm.end).max() > 0.1
+
+
+@pytest.mark.parametrize('hold', [False, True])
+@pytest.mark.parametrize(
+    ('event', 'after'), [*((event, k) for event in (reset, over) for k in range(3)), (others, 0)]
+)
+def test_an_estop_stops_it_whatever_came_before(make_arm, event, after, hold):
+    arm = make_arm(hold_between_episodes=hold)
+    event(arm)
+    arm.run(after)
+    estop(arm)
+    assert_halts(arm)
+    assert arm.loop._stops.held == safety.ESTOP
+
+
+@pytest.mark.parametrize('event', [reset, others])
+def test_between_episodes_it_is_let_go_once_it_stands(make_arm, event):
+    """Somebody else may command it then, and the next command begins where it is."""
+    arm = make_arm()
+    event(arm)
+    estop(arm)
+    run_until(arm, lambda: arm.loop.timeline.plan is None, periods=arm.periods + 20)
+    assert np.ptp(arm.path[-8:], axis=0).max() < 1e-3
+    arm.controller.reset(arm.position + [0.2, 0.0, -0.1])
+    arm.run(20)
+    arm.bench.safety.estop.reset()
+    arm.loop.make_way(False)
+    before = len(arm.plans)
+    run_until(arm, lambda: len(arm.plans) > before)
+    arm.run(20)
+    assert arm.found == []
+
+
+def test_an_arm_that_is_switched_on_has_not_been_put_elsewhere_by_a_reset(make_arm):
+    """It goes to where its controller is, faster than its speed limit perhaps."""
+    arm = make_arm()
+    arm.position, arm.powered = arm.end, False
+    arm.run(2)
+    reset(arm)
+    arm.position, arm.powered = arm.controller.position, True
+    plan = arm.loop.timeline.plan
+    arm.run(1)
+    assert arm.loop.timeline.plan is plan
+    estop(arm)
+    arm.run(3 * arm.periods)
+    assert arm.found == []
+
+
+@pytest.mark.parametrize('moved', [0.05, 0.3])
+def test_another_way_begins_when_the_first_one_is_over(make_arm, moved):
+    """Nobody knows where on the first one the controller is."""
+    arm = make_arm()
+    sent, arm.powered = len(arm.plans), False
+    arm.position = arm.end + [0.0, moved, 0.0]
+    arm.run(arm.periods - BEGUN)
+    assert len(arm.plans) == sent
+    run_until(arm, lambda: len(arm.plans) > sent)
+    arm.powered = True
+    arm.run(60)
+    assert arm.found == []
