@@ -84,11 +84,17 @@ class JointIndex:
         self._pick: np.ndarray = np.zeros(0, dtype=np.intp)
 
     def pick(self, names: Sequence[str]) -> np.ndarray:
-        """Return where each wanted joint is in `names`; raises MessageError when one is not."""
+        """Return where each wanted joint is in `names`.
+
+        Raises MessageError when one is not there, or there twice.
+        """
         if names != self._names:
             missing = [j for j in self.joints if j not in names]
             if missing:
                 raise MissingJointsError(f'joints {missing} are not among {list(names)}')
+            double = [j for j in self.joints if names.count(j) > 1]
+            if double:
+                raise MessageError(f'joints {double} are named twice: which value is theirs?')
             self._pick = np.array([names.index(j) for j in self.joints], dtype=np.intp)
             self._names = list(names)
         return self._pick

@@ -10,6 +10,9 @@ NS_PER_S = 1_000_000_000
 WINDOW = 64
 # A bigger step than this is no transport delay: the clock was set, or a simulation began again.
 JUMP_NS = 500_000_000
+# A message this far ahead of all before it, which nothing but delays far above a sensor's would
+# explain, is believed when the next one agrees: one odd stamp must not move the clock.
+ODD_NS = 100_000_000
 # Clocks that differ by less than this run alike and only the delays differ; more is a simulation
 # that is slower or faster than real time. Judged over at least so many messages and seconds.
 SAME_RATE = 0.05
@@ -30,6 +33,7 @@ class StampClock:
         self._rate = 1.0  # sender's seconds per steady second
         self._best: tuple[int, float] | None = None
         self._newest: tuple[int, float] | None = None
+        self._odd = False  # whether the last message was too far ahead to be believed by itself
         self._first_s: float | None = None
         self._last_s = 0.0
         self._messages = 0
@@ -66,6 +70,11 @@ class StampClock:
         if self._pairs and abs(stamp_ns - self._ahead_ns(self._pairs[-1], received_s)) > JUMP_NS:
             self._pairs.clear()
             self.jumps += 1
+        elif self._best is not None and not self._odd:
+            self._odd = stamp_ns - self._ahead_ns(self._best, received_s) > ODD_NS
+            if self._odd:
+                return
+        self._odd = False
         self._newest = (stamp_ns, received_s)
         self._pairs.append(self._newest)
         self._rate = self._measure_rate()

@@ -164,3 +164,11 @@ def test_payload_round_trip():
     msg = over_the_wire(m.payload_msg(payload))
     assert isinstance(msg, UInt8MultiArray)
     assert m.read_payload(msg) == payload
+
+
+def test_a_joint_that_is_named_twice_has_no_position():
+    index = m.JointIndex(['a', 'b'])
+    with pytest.raises(m.MessageError, match=r"\['a'\] are named twice"):
+        index.positions(JointState(name=['a', 'b', 'a'], position=[0.1, 0.2, 2.0]))
+    others = JointState(name=['a', 'c', 'b', 'c'], position=[0.1, 9.0, 0.2, 9.0])
+    np.testing.assert_array_equal(index.positions(others), [0.1, 0.2])

@@ -387,3 +387,19 @@ def test_joint_states_that_lose_their_stamps_stop_the_arm(make_arm, interface, f
     arm.run(20)
     assert asked(arm) > before and arm.bench.notices.active == []
     assert arm.found == []
+
+
+@pytest.mark.parametrize('ahead_s', [0.3, 0.45])
+@pytest.mark.parametrize('interface', ['trajectory', 'position'])
+def test_one_stamp_of_the_future_blames_no_controller(make_arm, interface, ahead_s):
+    arm = make_arm(interface)
+    arm.bench.engine.chunk = back_and_forth(1)
+    arm.run(15)
+    tick = arm.loop.tick
+    arm.skew_s = ahead_s
+    arm.run(1)
+    arm.skew_s = 0.0
+    arm.run(40)
+    assert arm.loop.tick - tick in (41, 42)
+    assert arm.counts(safety.FOLLOWING) == arm.counts(safety.STALE) == 0
+    assert arm.found == [] and arm.bench.notices.active == []

@@ -324,6 +324,17 @@ def test_one_odd_stamp_changes_nothing(world, skew_s):
     assert_smooth(world.setpoints, world.bench.limits)
 
 
+def test_a_joint_state_that_was_overtaken_renews_nothing(world):
+    world.run(8)
+    world.sense()
+    buffer, joints = world.bench.buffer, ('joint_position', 'joint_states')
+    newest = world.loop.joint_sample()
+    world.clock.advance(0.01)
+    assert not buffer.put(*joints, START, newest.stamp_ns - 40_000_000)
+    assert world.loop.joint_sample() is newest and buffer.age_s(*joints) > 0.0
+    assert buffer.put(*joints, START, newest.stamp_ns + 1_000_000)
+
+
 @pytest.mark.parametrize(('off_s', 'side'), [(5.0, 'ahead of'), (-5.0, 'behind')])
 def test_a_stream_of_another_time_is_named_stops_the_arm_and_moves_no_clock(
     make_bench, off_s, side

@@ -3,7 +3,7 @@
 
 import pytest
 
-from dipod_ros.serving.stamp_guard import CONFIRM_S, StampGuard
+from dipod_ros.serving.stamp_guard import CONFIRM_S, LATE_S, StampGuard
 
 S = 1_000_000_000
 JOINTS = ('joint_position', 'joint_states')
@@ -63,3 +63,24 @@ def test_joint_states_need_stamps_where_somebody_counts_by_them():
         assert 'no stamp any more' in guard.judge(*JOINTS, 0, 50.0)
         assert 'no stamp any more' in guard.judge('joint_velocity', 'joint_states', 0, 50.0)
         assert guard.judge(*GOAL, 0, 50.0) == ''
+
+
+@pytest.mark.parametrize('stream', [JOINTS, GOAL])
+def test_a_message_that_was_overtaken_is_not_the_newest(guard, stream):
+    assert guard.judge(*stream, 1050 * S, 50.01) == ''
+    assert 'not in the order' in guard.judge(*stream, 1050 * S - 40_000_000, 50.012)
+    assert guard.judge(*stream, 1050 * S, 50.015) == ''  # again; its age is the buffer's to tell
+    assert guard.judge(*stream, 0, 50.02) == ''
+    assert 'not in the order' in guard.judge(*stream, 1050 * S - 1, 50.05)
+    assert guard.judge(*stream, 1050 * S + 1, 50.05) == ''
+
+
+@pytest.mark.parametrize('stream', [JOINTS, GOAL])
+def test_a_clock_that_is_set_back_a_little_is_late_for_a_moment_alone(guard, stream):
+    for k in range(10):
+        assert guard.judge(*stream, round((1050 + 0.01 * k) * S), 50.0 + 0.01 * k) == ''
+    refused = [
+        bool(guard.judge(*stream, round((1049.8 + 0.01 * k) * S), 50.0 + 0.01 * k))
+        for k in range(10, 30)
+    ]
+    assert refused[0] and not any(refused[round(LATE_S / 0.01) :])

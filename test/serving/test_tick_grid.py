@@ -107,3 +107,34 @@ def test_a_clock_that_is_set_is_told_once(clock):
     grid.read_clocks([sample(ANCHOR_NS - 10**10, clock.now)])
     assert grid.was_set()
     assert not grid.was_set()
+
+
+def hear(grid, clock, ahead_s):
+    """Let a joint state come, whose clock is ahead of the anchor's by so much."""
+    clock.advance(DT)
+    grid.heard = getattr(grid, 'heard', 0) + 1
+    stamp_ns = ANCHOR_NS + grid.heard * DT_NS + round(ahead_s * 1e9)
+    grid.read_clocks([sample(stamp_ns, clock.now)])
+    return (grid.now_ns() - ANCHOR_NS) / 1e9 - grid.heard * DT
+
+
+@pytest.mark.parametrize('odd_s', [0.15, 0.3, 0.45])
+def test_one_odd_stamp_moves_no_clock(clock, odd_s):
+    grid = begun(clock)
+    for ahead_s in (0.0, odd_s, 0.0, 0.0, odd_s, 0.0):
+        assert hear(grid, clock, ahead_s) == pytest.approx(0.0, abs=1e-6)
+        assert grid.rate == 1.0
+    assert not grid.was_set()
+
+
+def test_a_lead_is_believed_when_the_next_message_agrees(clock):
+    """Messages were late for a while, or the robot's clock was put right."""
+    grid = begun(clock)
+    assert [round(hear(grid, clock, s), 6) for s in (0.0, 0.3, 0.29, 0.0)] == [0, 0, 0.29, 0.29]
+
+
+def test_messages_that_jitter_count_at_once(clock):
+    grid = begun(clock)
+    assert [round(hear(grid, clock, s), 6) for s in (0.02, 0.0, 0.04, 0.01)] == [
+        *(0.02, 0.02, 0.04, 0.04)
+    ]
