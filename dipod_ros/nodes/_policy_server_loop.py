@@ -32,6 +32,7 @@ def loop_config(p: PolicyServerParams) -> LoopConfig:
         hold_between_episodes=may_hold(p.hold_between_episodes, p.lockstep),
         watchdog_s=p.watchdog_s,
         silent_beside_others=p.interface != 'effort',
+        command_stays=p.interface in ('trajectory', 'position'),
         joint_topic=JOINT_TOPIC,
         joint_max_age_s=p.joint_max_age_s,
         stamp_tolerance_s=p.stamp_tolerance_s,

@@ -7,17 +7,28 @@ stops. Whoever replaces the plan ends the decision first, for its record says wh
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from dipod_ros.policy.decision import Decision
 from dipod_ros.policy.limits import TOLERANCE_RAD
 from dipod_ros.serving.agent import Agent, Sampled
 from dipod_ros.serving.decisions import DecisionLog
+from dipod_ros.serving.episode_hold import MOVED_RAD
 from dipod_ros.serving.notices import Notices
 from dipod_ros.serving.safety import FAULT, RESYNC, SafetyFilter
 from dipod_ros.serving.seam import Ensemble
 from dipod_ros.serving.start_place import StartPlace
 from dipod_ros.serving.timeline import TRAIL, ChunkTimeline, Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """An arm that a command holds: what it was told and where it was seen, [A] rad."""
+
+    command: np.ndarray
+    position: np.ndarray
 
 
 class Course:
@@ -46,6 +57,7 @@ class Course:
         self.ramp_due = True  # the next chunk begins slowly
         self.generation = 0  # changes when whatever is being sampled is void
         self.begun_anew = 0  # how often everything planned became void
+        self._silent: Held | None = None  # while nothing is sent to an arm
         self._acting = agent.policy  # whose decision is being executed
 
     # Where it stands
@@ -78,10 +90,23 @@ class Course:
 
     # Where it begins
 
+    def beginning(self, position: np.ndarray) -> np.ndarray:
+        """Return where the command begins [A] (rad), there being none, for an arm at [A] (rad).
+
+        An arm that stands as it did when the server fell silent is held by what it was told last:
+        what it hangs below that is no reason for a jump.
+        """
+        silent = self._silent
+        if silent is None or np.any(np.abs(position - silent.position) > MOVED_RAD):
+            return position
+        near = np.all(np.abs(position - silent.command) <= self._resync_rad)
+        return silent.command if near else position
+
     def begin_at(self, position: np.ndarray) -> bool:
-        """Put the command at rest where the arm is; False where it must not begin."""
+        """Put the command at rest at [A] (rad), where the arm is; False where it must not begin."""
         if not self.start_place.allows(position):
             return False
+        self._silent = None
         self.timeline.reset(position, self.tick)
         return True
 
@@ -118,8 +143,15 @@ class Course:
     def begin_anew(self) -> None:
         """Forget the plan and whatever is being sampled."""
         self.timeline.clear()
+        self._silent = None
         self.generation += 1
         self.begun_anew += 1
+
+    def fall_silent(self, position: np.ndarray) -> None:
+        """Send nothing while the command, which stands, holds an arm that is seen at [A] (rad)."""
+        command = self.timeline.command(self.tick)
+        self.begin_anew()
+        self._silent = Held(command, position)
 
     # Decisions
 

@@ -98,13 +98,14 @@ class EpisodeBounds:
         return True
 
     def stand_between(self, joints: Sample, estop: bool) -> None:
-        """Forget the plan where an e-stop holds the arm between episodes: it may be moved."""
+        """Send nothing where an e-stop holds the arm between episodes: it may be moved."""
         between = self.fresh or self.hold.waiting
         if not between or self._course.timeline.plan is None or not self._course.stands:
             return
         self.hold.stands(joints.values)
         if estop:
-            self._begin_anew()
+            self._joining.make_way(joints)
+            self.fresh = False
 
     def _take_overtaken(self, outcome: Outcome) -> None:
         matters = self._log.spoil(outcome.stamp_ns)

@@ -29,11 +29,14 @@ class Joining:
         trajectory: bool,
         clock: Callable[[], float],
         still_rad: float | Sequence[float],
+        stays: bool = True,
     ) -> None:
         """Take the command, what knows whether the arm follows, and who is told.
 
-        `trajectory` where whole plans are sent; `still_rad` as in Stillness.
+        `trajectory` where whole plans are sent; `still_rad` as in Stillness; `stays` where a
+        controller holds the last command.
         """
+        self._stays = stays
         self._course, self.following, self.still = course, following, Stillness(notices, still_rad)
         self._limits, self._dt, self._safety = safety.limits, safety.dt, safety
         self._trajectory, self._clock, self._notices = trajectory, clock, notices
@@ -55,24 +58,28 @@ class Joining:
         if plan is not None and not (held and course.stands):
             return True
         position = sample.values
-        if plan is None and not course.start_place.allows(position):
+        beginning = course.beginning(position)
+        if plan is None and not course.start_place.allows(beginning):
             return False
         self.still.look(sample)  # it may have come after the control thread's last look
         if not (self._vouched or self.still.allows(self._clock())):
             return False
-        begin = course.begin_at if plan is None else course.resync_if_apart
-        if not begin(position):
+        begun = course.begin_at(beginning) if plan is None else course.resync_if_apart(position)
+        if not begun:
             return False
         self._vouched = False
         self.following.resume(course.tick)
         self._allow()
         return True
 
-    def make_way(self) -> None:
-        """Forget a command that stands: nothing is sent until one begins where the arm is."""
+    def make_way(self, joints: Sample) -> None:
+        """Send nothing, once the command stands, until another one begins."""
         course = self._course
         if course.timeline.plan is not None and course.stands:
-            course.begin_anew()
+            if self._stays:
+                course.fall_silent(joints.values)
+            else:
+                course.begin_anew()
             self.following.forget()
             self._allow()
 

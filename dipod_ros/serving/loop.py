@@ -64,6 +64,9 @@ class LoopConfig:
     # Beside another commander nothing is sent once the arm stands (real time). Torques are the
     # exception: an arm that nobody holds falls.
     silent_beside_others: bool = True
+    # The controller holds what it was told last, also while nothing is sent (real time). Velocities
+    # and torques come to an end: such an arm is where it is seen.
+    command_stays: bool = True
     joint_topic: str = 'joint_states'
     # Applies to the joint positions where the policy does not set it.
     joint_max_age_s: float = 0.2

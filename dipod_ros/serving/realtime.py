@@ -58,8 +58,9 @@ class RealTimeLoop(Loop):
         patience = PATIENCE_WITH_RESETS if config.reset_teleports else PATIENCE
         follow = FollowingGuard(config.following, limits, dt, notices, patience)
         self.following = follow
+        still_rad, stays = config.still_rad, config.command_stays
         self._joining = Joining(
-            course, follow, safety, notices, trajectory, self.clock, config.still_rad
+            course, follow, safety, notices, trajectory, self.clock, still_rad, stays
         )
         self._commits = Commits(course, self.grid, self.pacing, follow, safety, trajectory)
         streams = StreamWatch(self.buffer, notices, topic, max_age_s, self.clock)
@@ -164,7 +165,7 @@ class RealTimeLoop(Loop):
             elif self._stops.held == ESTOP:
                 self._joining.stop(joints, self.config.joint_max_age_s)
             if self._stops.others and self.config.silent_beside_others:
-                self._joining.make_way()
+                self._joining.make_way(joints)
             self._commits.count_underrun(before)
             self._watch.look()
             self.notify()

@@ -154,6 +154,18 @@ def test_stillness_is_judged_joint_by_joint(make):
     assert make(still_rad=[0.01, 0.01, 0.0005])._loop_config.still_rad == (0.01, 0.01, 0.0005)
 
 
+@pytest.mark.parametrize(
+    ('interface', 'stays'),
+    [('trajectory', True), ('position', True), ('velocity', False), ('effort', False)],
+)
+def test_only_positions_stay_in_force_while_nothing_is_sent(make, interface, stays):
+    torques = TORQUES | {'effort.gravity_compensation': False}
+    more = torques if interface == 'effort' else {'interface': interface}
+    if interface == 'velocity':
+        more['command_rate_hz'] = 100.0
+    assert make(**more)._loop_config.command_stays == stays
+
+
 def without_opencv(monkeypatch):
     for name in ('dipod_ros.nodes._policy_server_camera', 'dipod_ros.serving.picture'):
         monkeypatch.delitem(sys.modules, name, raising=False)

@@ -3,10 +3,13 @@
 
 import numpy as np
 import pytest
+from checkpoints import HORIZON
 from controlled import ControlledArm
 from worlds import DT, assert_smooth, settled
 
 from dipod_ros.serving import safety
+from dipod_ros.serving.decisions import Outcome
+from dipod_ros.serving.episode_hold import MOVED_RAD
 from dipod_ros.serving.following import FollowingConfig
 from dipod_ros.serving.realtime import RealTimeLoop
 from dipod_ros.serving.speed import SpeedConfig, SpeedScale
@@ -117,3 +120,91 @@ def test_a_server_that_makes_way_can_be_stopped(make_arm, interface):
     arm.loop.stop()
     arm.run(round(arm.loop.stopping_s / DT))
     assert arm.loop.stopped and arm.found == []
+
+
+class Hanging(ControlledArm):
+    """An arm whose weight keeps it below its command."""
+
+    droop = np.array([0.0, 0.08, 0.0])
+
+    def sense(self):
+        if self.sensing:
+            self.bench.sense(round(self.clock.now * 1e9), self.position - self.droop)
+
+
+@pytest.fixture
+def make_hanging(make_bench):
+    def make(interface, **config):
+        bench = make_bench(
+            RealTimeLoop, interface=interface, following=FollowingConfig(0.1), **config
+        )
+        arm = settled(Hanging(bench, 0.02))
+        arm.run(20)
+        arm.found.clear()
+        return arm
+
+    return make
+
+
+def beside_another(arm):
+    arm.loop.make_way(True)
+    arm.run(BRAKING + TRAIL)
+    yield
+    arm.loop.make_way(False)
+
+
+def between_episodes(arm):
+    def say(**outcome):
+        arm.loop.on_outcome(Outcome(round(arm.clock.now * 1e9), 0, **outcome))
+
+    say(terminated=True)
+    arm.run(BRAKING)
+    arm.bench.safety.estop.latch('test')
+    arm.run(BRAKING + TRAIL)
+    yield
+    arm.bench.safety.estop.reset()
+    arm.run(3)
+    say(reset=True)
+
+
+@pytest.mark.parametrize('silence', [beside_another, between_episodes])
+@pytest.mark.parametrize('interface', ['trajectory', 'position'])
+def test_an_arm_that_hangs_below_its_command_is_held_on_where_it_was(
+    make_hanging, interface, silence
+):
+    """Its controller still holds the command: one that began where the arm is seen would jump."""
+    arm = make_hanging(interface, hold_between_episodes=silence is between_episodes)
+    for _ in range(2):
+        next(silent := silence(arm))
+        assert arm.loop.timeline.plan is None
+        sent, told = len(arm.plans), arm.controller.position
+        arm.bench.engine.chunk = np.zeros((HORIZON, 3))
+        next(silent, None)
+        arm.run(12)
+        assert len(arm.plans) > sent and arm.found == []
+        np.testing.assert_allclose(arm.controller.position, told, atol=1e-6)
+        arm.bench.engine.chunk = np.full((HORIZON, 3), -0.03)
+        arm.run(12)
+        assert arm.found == []
+
+
+@pytest.mark.parametrize('silence', [beside_another, between_episodes])
+@pytest.mark.parametrize('interface', ['trajectory', 'position'])
+@pytest.mark.parametrize('by', ['moved', 'held by nothing', 'far away'])
+def test_one_that_is_not_held_by_the_last_command_begins_where_it_is(
+    make_hanging, interface, silence, by
+):
+    arm = make_hanging(
+        interface,
+        hold_between_episodes=silence is between_episodes,
+        command_stays=by != 'held by nothing',
+        resync_rad=0.05 if by == 'far away' else 0.1,
+    )
+    next(silent := silence(arm))
+    arm.bench.engine.chunk = np.zeros((HORIZON, 3))
+    if by == 'moved':
+        arm.droop = arm.droop + [0.0, 0.0, 1.2 * MOVED_RAD]
+    seen = arm.position - arm.droop
+    next(silent, None)
+    arm.run(12)
+    np.testing.assert_allclose(arm.loop.timeline.command(arm.loop.tick), seen, atol=1e-6)
