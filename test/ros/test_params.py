@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -96,6 +97,9 @@ def test_a_bad_value_is_one_line_that_says_what_to_write(make_node, argument, me
         ('ramp_in:=3.0', 'did you mean ramp_in_s?'),
         ('limits.velocty:=[1.0]', 'did you mean limits.velocity?'),
         ('limits.jerk:=[1.0]', 'unknown parameter limits.jerk'),
+        ('limit.velocity:=[1.0]', 'did you mean limits.velocity?'),
+        ('workspace.frame:=base', 'unknown parameter workspace.frame'),
+        ('effort.kpp:=[1.0]', 'did you mean effort.kp?'),
     ],
 )
 def test_a_misspelt_parameter_of_any_node_ends_the_start_of_every_node(
@@ -118,6 +122,23 @@ def test_what_is_meant_for_another_node_does_not_end_the_start(make_node, monkey
     monkeypatch.setattr(node, 'get_logger', lambda: logger)
     _parameters.read_parameters(node, table)
     assert len(warned) == 1 and 'update_rate' in warned[0]
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        *('camera.fps', 'camera', 'controllers', 'interfaces', 'tasks', 'world', 'joint', 'limits'),
+        *('effort.gains', 'kinematics.solver', 'joint_limits.velocity', 'limits_file'),
+    ],
+)
+def test_names_that_other_nodes_use_do_not_end_the_start(make_node, monkeypatch, name):
+    warned = []
+    node = make_node(f'{name}:=7')
+    monkeypatch.setattr(node, 'get_logger', lambda: SimpleNamespace(warning=warned.append))
+    unknown_parameters.refuse_unknown(node, _parameters.known())
+    (text,) = warned
+    assert f'parameter {name} is unknown here and ignored' in text
+    assert ('did you mean controller?' in text) == (name == 'controllers')
 
 
 @pytest.mark.parametrize(
