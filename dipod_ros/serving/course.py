@@ -67,8 +67,7 @@ class Course:
         """Whether the command has come to its end."""
         plan = self.timeline.plan
         return plan is None or (
-            plan.chunk_start is None
-            and self.tick > plan.start + len(plan.motion.points) - plan.unsaid
+            plan.chunk_start is None and self.tick > plan.start + len(plan.motion.points)
         )
 
     @property
@@ -77,16 +76,16 @@ class Course:
         plan = self.timeline.plan
         if plan is None:
             return True
-        if plan.unsaid and self.tick < plan.start + plan.unsaid + TRAIL:
-            return False  # the controller is on its way, whatever the points say
         trail = plan.trail_at(self.tick)
-        return bool((trail == trail[-1]).all())
+        return not self.left and bool((trail == trail[-1]).all())
 
     @property
-    def left(self) -> bool:
-        """Whether it is left to the controller to go where the command is, which stands there."""
+    def left(self) -> int:
+        """For how many periods the controller is left to go where the command stands already."""
         plan = self.timeline.plan
-        return plan is not None and plan.unsaid > 0 and not self.stands
+        if plan is None or not plan.unsaid:
+            return 0
+        return max(plan.start + plan.unsaid + TRAIL - self.tick, 0)
 
     # Where it begins
 

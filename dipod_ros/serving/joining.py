@@ -136,23 +136,26 @@ class Joining:
         self._refused = None
         self._notices.clear('way', 'the way to the arm stays in the workspace')
 
-    def stop(self, joints: Sample, max_age_s: float) -> None:
-        """Stop an arm that is on a way which was left to its controller."""
+    def stop(self, joints: Sample, seen: int) -> None:
+        """Stop an arm on a way that was left to its controller, by what shows it at tick `seen`.
+
+        That may be old: an arm that was seen on its way goes on, however long it is not seen again.
+        """
         course, way = self._course, self._way
         if way is None or way.plan is not course.timeline.plan or not way.left(course.tick):
             return
-        if self._clock() - joints.received_s > max_age_s or not self._on(way, joints.values):
+        if not self._on(way, joints.values, seen):
             return
         halt = taking_up.stop_on(way, course.tick, self._limits, self._dt)
         self._way = None  # it is on its way for the last time
         if halt is not None:
             course.timeline.replace(halt.plan)
 
-    def _on(self, way: taking_up.Way, position: np.ndarray) -> bool:
-        """Tell whether an arm [A] (rad) is on a way, and not where it stood all the time."""
+    def _on(self, way: taking_up.Way, position: np.ndarray, seen: int) -> bool:
+        """Tell whether an arm seen at [A] (rad) is on a way, and does not stand at its end."""
         if np.all(np.abs(position - way.plan.motion.points[-1]) <= self.still.agree_rad):
             return False
-        tick, config = self._course.tick, self.following.config
-        ticks = range(max(tick - math.ceil(config.lag_s / self._dt), way.plan.start), tick + 1)
-        path = np.array([way.state(k, self._dt)[0] for k in ticks])
+        config, start = self.following.config, way.plan.start
+        first = max(seen - math.ceil(config.lag_s / self._dt), start)
+        path = np.array([way.state(k, self._dt)[0] for k in range(first, max(seen, start) + 1)])
         return bool(np.any(np.max(np.abs(path - position), axis=1) <= config.tolerance_rad))

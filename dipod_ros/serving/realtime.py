@@ -25,7 +25,7 @@ from dipod_ros.serving.joining import Joining
 from dipod_ros.serving.loop import Command, Decided, Loop, Thought
 from dipod_ros.serving.outcome_guard import OutcomeGuard
 from dipod_ros.serving.pacing import LEAD, Pacing
-from dipod_ros.serving.safety import ESTOP, FOLLOWING, STALE
+from dipod_ros.serving.safety import FOLLOWING, STALE
 from dipod_ros.serving.stamp_guard import StampGuard
 from dipod_ros.serving.stops import Stops
 from dipod_ros.serving.stream_watch import StreamWatch
@@ -119,10 +119,14 @@ class RealTimeLoop(Loop):
 
     @property
     def stopping_s(self) -> float:
-        """How long (steady clock) the command takes at most to come to rest after `stop`."""
-        limits = self.safety.limits
+        """How long (steady clock) the command takes at most to come to rest after `stop`.
+
+        A way that is left to the controller may have to come to its end.
+        """
+        limits, dt = self.safety.limits, self.safety.dt
         braking_s = float((limits.velocity / limits.acceleration).max())
-        return (braking_s + STOP_PERIODS * self.safety.dt) / self.grid.rate
+        longest_s = max(braking_s, self.course.left * dt)
+        return (longest_s + STOP_PERIODS * dt) / self.grid.rate
 
     def next_control_s(self) -> float:
         """Return when `control` is due next, on the steady clock."""
@@ -162,8 +166,8 @@ class RealTimeLoop(Loop):
             self._episodes.stand_between(joints, self.safety.estop.latched)
             if self._stops.held == FOLLOWING:
                 self._joining.take_up(joints)
-            elif self._stops.held == ESTOP:
-                self._joining.stop(joints, self.config.joint_max_age_s)
+            else:
+                self._joining.stop(joints, self._commits.seen(joints))
             if self._stops.others and self.config.silent_beside_others:
                 self._joining.make_way(joints)
             self._commits.count_underrun(before)

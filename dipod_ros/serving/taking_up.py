@@ -5,7 +5,7 @@ Nobody but the controller knows what it holds: the last command, or the place wh
 was switched off and on again. A trajectory leaves the way to it: it has one point, at the arm, so
 late that the controller gets there within the limits from either. Positions go the way themselves.
 
-An e-stop on a way that is left to the controller stops an arm that is on it. One that stands at its
+A stop on a way that is left to the controller stops an arm that is on it. One that stands at its
 end is told nothing: its controller never was elsewhere, or its drive is off.
 """
 

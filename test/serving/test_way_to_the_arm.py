@@ -12,7 +12,7 @@ from dipod_ros.serving.following import FollowingConfig
 from dipod_ros.serving.realtime import RealTimeLoop
 from dipod_ros.serving.speed import SpeedConfig, SpeedScale
 
-BEGUN = 2  # control periods into the way
+BEGUN = 3  # control periods into the way
 
 
 def run_until(arm, done, periods=200):
@@ -25,8 +25,8 @@ def run_until(arm, done, periods=200):
 
 @pytest.fixture
 def make_arm(make_bench):
-    def make(**config):
-        """Return an arm that did not follow, and is on its way again since some periods."""
+    def make(powered=True, **config):
+        """Return an arm that did not follow, and whose controller is on its way to it."""
         bench = make_bench(
             RealTimeLoop, interface='trajectory', following=FollowingConfig(), **config
         )
@@ -37,7 +37,7 @@ def make_arm(make_bench):
         run_until(arm, lambda: arm.loop.following.stopped)
         run_until(arm, lambda: arm.loop.timeline.plan.unsaid)
         arm.end, arm.periods = arm.position, arm.loop.timeline.plan.unsaid
-        arm.powered = True
+        arm.powered = powered
         arm.run(BEGUN)
         return arm
 
@@ -58,6 +58,19 @@ def others(arm):
 
 def estop(arm):
     arm.bench.safety.estop.latch('test')
+
+
+def silent(arm):
+    arm.sensing = False
+
+
+def no_goal(arm):
+    sense = arm.bench.sense
+    arm.bench.sense = lambda stamp_ns, position: sense(stamp_ns, position, goal=None)
+
+
+def stop(arm):
+    arm.loop.stop()
 
 
 def assert_halts(arm):
@@ -130,3 +143,47 @@ def test_another_way_begins_when_the_first_one_is_over(make_arm, moved):
     arm.powered = True
     arm.run(60)
     assert arm.found == []
+
+
+@pytest.mark.parametrize('event', [stop, others, no_goal, silent])
+@pytest.mark.parametrize('then_estop', [False, True])
+def test_whatever_stops_an_arm_that_acts_stops_it(make_arm, event, then_estop):
+    arm = make_arm()
+    event(arm)
+    if then_estop:
+        estop(arm)
+    assert_halts(arm)
+
+
+@pytest.mark.parametrize('event', [estop, silent])
+def test_one_that_stands_at_the_end_is_told_nothing(make_arm, event):
+    """It may be that its controller holds it, and never was elsewhere."""
+    arm = make_arm(powered=False)
+    sent = len(arm.plans)
+    event(arm)
+    arm.run(3 * arm.periods)
+    assert len(arm.plans) == sent
+
+
+def test_it_goes_on_once_a_stream_is_back(make_arm):
+    arm = make_arm()
+    sense = arm.bench.sense
+    no_goal(arm)
+    arm.run(20)
+    arm.bench.sense = sense
+    run_until(arm, lambda: not arm.loop.following.stopped)
+    arm.run(20)
+    assert arm.found == [] and not arm.loop.following.stopped
+
+
+@pytest.mark.parametrize('powered', [False, True])
+def test_a_server_waits_until_its_controller_stands(make_arm, powered):
+    arm = make_arm(powered=powered)
+    arm.loop.stop()
+    most = arm.loop.stopping_s
+    took = run_until(arm, lambda: arm.loop.stopped)
+    assert DT * took <= most
+    controller = arm.controller.position.copy()
+    arm.run(arm.periods)
+    np.testing.assert_allclose(arm.controller.position, controller, atol=1e-4)
+    assert powered == (took < arm.periods - BEGUN)  # the halt is over before the way would be
