@@ -241,8 +241,9 @@ def save(
 def resolve(name_or_path: str, model_dirs: Iterable[Path]) -> Path:
     """Turn the name of a shipped model, or a path inside the model folders, into a folder.
 
-    Raises CheckpointError for anything outside `model_dirs` (links are followed first), and for
-    names that do not exist, listing those that do.
+    Raises CheckpointError for anything outside `model_dirs` (links are followed first), for names
+    that do not exist, listing those that do, and for those that are no text: no log, and no message
+    of ROS, takes the bytes of a file name that are not UTF-8.
     """
     roots = [Path(d).resolve() for d in model_dirs]
     text = name_or_path.strip()
@@ -257,6 +258,9 @@ def resolve(name_or_path: str, model_dirs: Iterable[Path]) -> Path:
                 continue
         except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, no such user
             continue
+        for name in (text, str(real)):
+            if not _is_text(name):
+                raise CheckpointError(f'{name[:200]!r} is no name in UTF-8: rename the folder')
         if any(real.is_relative_to(root) for root in roots):
             return real
         outside = True
@@ -272,6 +276,15 @@ def resolve(name_or_path: str, model_dirs: Iterable[Path]) -> Path:
         for p in root.glob(f'[!.]*/{MANIFEST_FILE}')
     )
     raise CheckpointError(f'no checkpoint {text[:200]!r}; models at hand: {names or "none"}')
+
+
+def _is_text(name: str) -> bool:
+    """Tell whether a name can be written in UTF-8; bytes that cannot are lone surrogates in it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_weights(spec: PolicySpec, weights: Mapping[str, np.ndarray], where: str) -> None:

@@ -2,6 +2,7 @@
 """What the policy server outlives: requests that cannot be met, and being configured again."""
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +100,10 @@ def test_requests_that_cannot_be_met_are_answered_and_end_nothing(start, tmp_pat
     for name, manifest in bad.items():
         robot.announce_checkpoint(manifest)
         robot.wait(lambda r=reasons[name]: r in robot.status['error'])
+    odd = tmp_path / os.fsdecode(b'\x80x')  # json has a way to write it
+    odd.mkdir()
+    robot.announce_checkpoint(replace(bad['endless'], path=odd))
+    robot.wait(lambda: 'no name in UTF-8' in robot.status['error'])
     robot.announce.publish(String(data='[' * 100_000))
     # The last one before it was heard, and messages of one writer come in order.
     other = save_checkpoint(tmp_path / 'other', seed=3)

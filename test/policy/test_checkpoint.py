@@ -2,6 +2,7 @@
 """Checkpoint folders: whole, checked, inside the model folders, and free of pickle."""
 
 import hashlib
+import os
 import pickletools
 from pathlib import Path
 
@@ -382,6 +383,21 @@ def test_a_model_folder_whose_name_merely_begins_alike_is_outside(two_roots):
     sibling = roots[0].with_name('first_and_more')
     (sibling / 'm').mkdir(parents=True)
     assert 'outside' in refusal(ckpt.resolve, str(sibling / 'm'), roots)
+
+
+def test_a_name_that_nobody_can_log_is_refused(two_roots):
+    """Bytes that are not UTF-8 are lone surrogates in a str, which rclpy's logger does not take."""
+    roots, outside = two_roots
+    odd = roots[0] / os.fsdecode(b'\x80x')
+    odd.mkdir()
+    (roots[0] / 'link').symlink_to(odd)
+    (roots[0] / odd.name / 'inside').symlink_to(roots[0] / 'm')
+    (outside.parent / odd.name).mkdir()
+    inside = f'{odd}/inside'
+    for name in (str(odd), odd.name, 'link', inside, str(outside.parent / odd.name)):
+        message = refusal(ckpt.resolve, name, roots)
+        assert 'is no name in UTF-8' in message and message.encode()
+    assert refusal(ckpt.resolve, '\ud800', roots).encode()  # that no file can have
 
 
 def test_an_unknown_name_lists_the_models_at_hand(two_roots):
