@@ -120,27 +120,42 @@ def _loop_shares(
 ) -> dict[str, Any]:
     """Return where the time of learning goes: rollouts, gradients, everything else."""
     learner = Learner(policy, replace(config, critic_warmup_updates=0))
-    spent = {'rollout': 0.0, 'update': 0.0}
-    steps, gradient_s = 0, 0.0
+    spent = {'rollout': 0.0, 'update': 0.0, 'gradient': 0.0, 'health': 0.0, 'gap': 0.0}
+    steps, gap_s = 0, 0.0
     updates = options.pick(10, 2)
     for update in tqdm(range(updates + 1), desc='train: loop', leave=False):
         start = time.process_time()
         rollout = _collect(env, learner.policy, update, learner.version)
         middle = time.process_time()
+        before = _timed(learner)
         learner.update(rollout)
+        parts = {name: value - before[name] for name, value in _timed(learner).items()}
+        gap_s = parts['gap'] or gap_s  # of the newest measurement
         if update == 0:  # warms up; the ELBO gap of every tenth update is still among the others
-            gradient_s = learner.gradient_s
             continue
-        spent['rollout'] += middle - start
-        spent['update'] += time.process_time() - middle
+        parts |= {'rollout': middle - start, 'update': time.process_time() - middle}
+        spent = {name: value + parts[name] for name, value in spent.items()}
         steps += rollout.control_steps
-    total = sum(spent.values())
+    total = spent['rollout'] + spent['update']
+    # With a gap in every `gap_every`th update, however many were run here.
+    drift_s = spent['health'] / updates + gap_s / config.gap_every
+    loop_s = (total - spent['gap']) / updates + gap_s / config.gap_every
     return {
         'loop_updates': updates,
         'update_s': spent['update'] / updates,
         'rollout_s': spent['rollout'] / updates,
-        'not_gradient_share': 1 - (learner.gradient_s - gradient_s) / total,
+        'not_gradient_share': 1 - spent['gradient'] / total,
+        'gap_s': gap_s,
+        'drift_log_share': drift_s / loop_s,
         'learning_steps_per_s': steps / total,
+    }
+
+
+def _timed(learner: Learner) -> dict[str, float]:
+    return {
+        'gradient': learner.gradient_s,
+        'health': learner.health_s,
+        'gap': learner.gap_s,
     }
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -126,6 +127,7 @@ class CriticTrainer:
         self.optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.learning_rate)
         # The rollouts before, oldest first
         self._memory: deque[Seen] = deque(maxlen=config.history - 1)
+        self.gradient_s = 0.0  # processor time of all gradient steps so far
 
     def advantages(self, policy: FlowPolicy, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
         """Return advantages [M] and lambda-returns [M] under the present critic."""
@@ -159,6 +161,7 @@ class CriticTrainer:
         rollouts = [*self._remembered(), seen]
         x = torch.cat([one.inputs for one in rollouts])
         y = torch.cat([one.returns for one in rollouts])
+        begun_s = time.process_time()
         for _ in range(self.config.epochs):
             order = torch.randperm(len(y), generator=generator)
             # As many rows per gradient step as without a memory.
@@ -167,6 +170,7 @@ class CriticTrainer:
                 self.optimizer.zero_grad()
                 loss.backward()
                 self.optimizer.step()
+        self.gradient_s += time.process_time() - begun_s
         return explained
 
     def memory(self) -> dict[str, torch.Tensor]:

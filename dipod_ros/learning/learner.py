@@ -127,13 +127,11 @@ class Learner(LearnerState):
         self, rollout: Rollout, stop: Callable[[], bool], metrics: dict[str, float]
     ) -> torch.Tensor:
         """Fit what judges the decisions, and return their advantages [M]."""
-        begun_s = time.process_time()
         rng = self._rng('critic')
         advantages, explained = self.critic.learn(self.policy, rollout, rng)
         metrics['explained_variance'] = explained
         if self.q is not None:
             metrics |= self.q.learn(self.policy, rollout, self._rng('q'), stop)
-        self.gradient_s += time.process_time() - begun_s
         return advantages
 
     def _learn_actions(
@@ -175,7 +173,7 @@ class Learner(LearnerState):
             stop,
             self.imitation and self.imitation.term(self.updates, self.config.seed),
         )
-        self.gradient_s += time.process_time() - begun_s
+        self.policy_gradient_s += time.process_time() - begun_s
         rng = self._rng('after')
         metrics |= self.algorithm.after_epochs(self.policy, batch, self.updates, rng)
         return True
@@ -196,6 +194,7 @@ class Learner(LearnerState):
         metrics: dict[str, float],
     ) -> None:
         """Make the policy the next version, or put one back when it has collapsed."""
+        begun_s = time.process_time()
         metrics |= check_health(
             self.policy,
             self.reference,
@@ -205,6 +204,7 @@ class Learner(LearnerState):
             self.algorithm.keeps_flow,
             self.returns,
         )
+        self.health_s += time.process_time() - begun_s
         if metrics['collapsed']:
             self._put_back(before)
             return
@@ -222,6 +222,7 @@ class Learner(LearnerState):
         every = self.config.gap_every
         if not (every and self.updates % every == 0 and self.algorithm.keeps_flow):
             return
+        begun_s = time.process_time()
         rng = self._rng('gap')
         policy = self.policy
         if self.updates == 0 and self.algorithm.adapts_to_gap:
@@ -243,6 +244,7 @@ class Learner(LearnerState):
                 metrics['exact_gap_nats'] = estimate.mean
         except UpdateStopped:
             log.info('update %d: asked to stop, its gap was not measured', self.updates)
+        self.gap_s += time.process_time() - begun_s
 
     def mismatch(self, rollout: Rollout, limit: int = 64) -> float:
         """Return the largest |chunk executed - chunk this learner computes| (rad) for same noise.

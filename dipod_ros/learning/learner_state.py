@@ -100,14 +100,27 @@ class LearnerState:
         self.episodes = 0
         self.alarms = 0
         self.alarms_in_a_row = 0  # counted anew after `load`
-        # Processor time in the epochs of policy and critic; no metric: those repeat, times do not.
-        self.gradient_s = 0.0
+        # Processor time so far of the policy's gradient steps, of the health check and of measuring
+        # the gap; no metrics: those repeat, times do not.
+        self.policy_gradient_s = 0.0
+        self.health_s = 0.0
+        self.gap_s = 0.0
         # Mean return of each rollout so far; goes back with the policy.
         self.returns: list[float] = []
         # While actions are narrow: everything as it was under the last version with wider ones.
         self.wide: dict[str, torch.Tensor] | None = None
         self.versions = Versions(config.max_lag + 1)
         self.versions.add(self.version, self.policy)
+
+    @property
+    def gradient_s(self) -> float:
+        """Processor time of gradient steps so far: of the policy and of what judges it.
+
+        Minibatches, forward and backward passes and optimisers; not rollouts, own chunks and
+        targets of Q, advantages, old losses, bursts of self-distillation, health and gap.
+        """
+        of_q = 0.0 if self.q is None else self.q.gradient_s
+        return self.policy_gradient_s + self.critic.gradient_s + of_q
 
     def save(
         self, path: str | os.PathLike[str], more: Mapping[str, torch.Tensor] | None = None

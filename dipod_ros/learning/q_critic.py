@@ -9,6 +9,7 @@ q_advantages.py.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -116,6 +117,7 @@ class QCritic:
         shown = [demonstrated_decisions(policy, one) for one in demonstrations]
         self.shown = thinned(Decisions.concatenate(shown), config.memory) if shown else None
         self.own: Decisions | None = None
+        self.gradient_s = 0.0  # processor time of all gradient steps so far
 
     def require_fits(self, rollout: Rollout) -> None:
         """Raise UserError when a rollout's rewards are not those of the demonstrations."""
@@ -162,6 +164,7 @@ class QCritic:
             # No decision is worth more, or less, than one was: an error that feeds itself ends.
             ahead = ahead.clamp(returns.min(), returns.max())
             targets = self._targets(table, ahead, config.td_lambda)
+            begun_s = time.process_time()
             for _ in range(config.steps):
                 rows = self._rows(len(own), len(table), generator)
                 q = self.network(table.observations[rows], table.clock[rows], table.actions[rows])
@@ -171,6 +174,7 @@ class QCritic:
                 error.sum().backward()
                 self.optimizer.step()
                 loss = error.detach().mean()
+            self.gradient_s += time.process_time() - begun_s
         return {'q_loss': float(loss)}
 
     def state(self) -> dict[str, torch.Tensor]:

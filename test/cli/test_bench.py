@@ -153,6 +153,11 @@ def test_train(tmp_path):
     # The critic's gradients are gradients: the same rollouts, a longer update.
     assert train['with_q_critic']['update_s'] > train['update_s']
     assert 0 < train['with_q_critic']['not_gradient_share'] < 1
+    # Own chunks and targets of Q are no gradient math.
+    assert train['with_q_critic']['not_gradient_share'] > 0.1
+    for part in (train, train['with_q_critic']):
+        assert 0 < part['drift_log_share'] < part['not_gradient_share']
+        assert part['gap_s'] > 0
     assert 0.5 < train['dipod_over_fpo'] < 2  # the same work: far from another pass of the network
 
 
