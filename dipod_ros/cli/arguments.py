@@ -17,10 +17,7 @@ MAX_THREADS = 256
 
 def parse_sampler(text: str) -> SamplerSpec:
     """Read a sampler written as SOLVER-STEPS, for example midpoint-5 or euler-1."""
-    solver, _, steps = text.partition('-')
-    if not steps.isdigit():
-        raise UserError(f'sampler {text!r}: write SOLVER-STEPS, such as midpoint-5 or euler-1')
-    return SamplerSpec(solver, int(steps))
+    return SamplerSpec.parse(text)
 
 
 def require_at_least(args: argparse.Namespace, **least: float) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from dipod_ros.cli.arguments import (
     add_threads_argument,
     find_checkpoint,
+    parse_sampler,
     require_at_least,
     require_simulated,
     set_threads,
@@ -26,6 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--control-steps', type=int, default=100_000, help='default %(default)s')
     parser.add_argument('--episodes', type=int, default=64, help='per update (default %(default)s)')
+    parser.add_argument(
+        '--sampler',
+        metavar='SOLVER-STEPS',
+        help="learn and act with it, such as midpoint-5, instead of the checkpoint's own; the "
+        'checkpoints of the run have it',
+    )
     parser.add_argument('--beta', type=float, default=0.1, help='default %(default)s')
     parser.add_argument('--epochs', type=int, default=40, help='default %(default)s')
     parser.add_argument('--clip', type=float, default=0.2, help='default %(default)s')
@@ -134,6 +141,7 @@ def run(args: argparse.Namespace) -> int:
     # Under torchrun every process simulates the same, and they share the work of the gradients.
     parallel.join()
     require_at_least(args, episodes=1, control_steps=1, eval_episodes=1, gap_every=0, seed=-1)
+    sampler = parse_sampler(args.sampler) if args.sampler else None
     drawn = args.seed < 0
     # Several processes would draw several: the first one's is for all.
     args.seed = int(parallel.broadcast(str(seed_of_run(Path(args.run_dir), args.seed)).encode()))
@@ -165,6 +173,7 @@ def run(args: argparse.Namespace) -> int:
             learner=config,
             fresh=FreshConfig() if args.student == 'fresh' else None,
             demonstrations=Path(args.demos) if args.demos else None,
+            sampler=sampler,
         ),
     )
     spec, learner = training.initial.spec, training.learner

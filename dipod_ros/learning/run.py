@@ -31,6 +31,7 @@ from dipod_ros.learning.students.distill import DistillConfig, distill
 from dipod_ros.learning.students.fresh_student import FreshConfig, FreshStudent
 from dipod_ros.policy import checkpoint as ckpt
 from dipod_ros.policy.flow import FlowPolicy
+from dipod_ros.policy.spec import SamplerSpec
 
 # Observations kept to distil a student on: about 30 updates of 64 episodes. Their name in a state.
 STUDENT_OBSERVATIONS = 16_000
@@ -47,6 +48,8 @@ class RunConfig:
     fresh: FreshConfig | None = None
     # A file or folder of demonstrations, for `learner.imitation` and `learner.q_critic`.
     demonstrations: Path | None = None
+    # Instead of the one of the initial checkpoint: version 0 is then a checkpoint with this one.
+    sampler: SamplerSpec | None = None
     keep_checkpoints: int = 20  # the newest ones, and as many fresh students; 0 keeps all
     tensorboard: bool = True
 
@@ -79,11 +82,16 @@ class TrainingRun:
                 f'nothing would learn from the demonstrations {config.demonstrations}: set '
                 'demo_weight above 0, or q_critic, or name none'
             )
-        self.learner = Learner(FlowPolicy.from_checkpoint(checkpoint), config.learner, shown)
+        policy = FlowPolicy.from_checkpoint(checkpoint)
+        self._sampler = None if config.sampler == policy.spec.sampler else config.sampler
+        if self._sampler is not None:
+            policy = policy.with_sampler(self._sampler)
+        self.learner = Learner(policy, config.learner, shown)
         if self.learner.policy.no_checkpoint:
             # Before anything is learned that could not be kept.
             raise UserError(self.learner.policy.no_checkpoint)
         self._observations: deque[np.ndarray] = deque(maxlen=STUDENT_OBSERVATIONS)
+        # Also of version 0 with another sampler: the weights are the same.
         self._versions = {self.initial.sha256: 0}
         self.latest = self.initial
         self.student: ckpt.Manifest | None = None  # the newest one written
@@ -93,7 +101,13 @@ class TrainingRun:
         self._log: RunLog | None = None
         self._writes = parallel.rank() == 0
         settings = hashlib.sha256(repr(config.learner).encode()).hexdigest()
-        parallel.require_same({'initial checkpoint': self.initial.sha256, 'settings': settings})
+        parallel.require_same(
+            {
+                'initial checkpoint': self.initial.sha256,
+                'settings': settings,
+                'sampler': str(self._sampler),
+            }
+        )
         try:
             if self._writes:
                 self._open()
@@ -185,7 +199,9 @@ class TrainingRun:
             if self.resumed:
                 self._resume()
             else:
-                self._folder.begin(self.initial)
+                self._folder.begin(self.initial, self._sampler)
+                if self._sampler is not None:
+                    self._write_start()
             self._begin_fresh()
             self._log = RunLog(self.run_dir, self.config.tensorboard)
         except OSError as error:
@@ -193,7 +209,7 @@ class TrainingRun:
             raise UserError(f'cannot write run_dir {self.run_dir}: {reason}') from error
 
     def _resume(self) -> None:
-        self._folder.require_begun_with(self.initial)
+        self._folder.require_begun_with(self.initial, self._sampler)
         self.learner.load(self._folder.state)
         tensors, _ = load_state(self._folder.state)
         # States of older programs have none: a student is distilled on what comes from now on.
@@ -238,6 +254,13 @@ class TrainingRun:
         # One of a version that a kill took back is another version's.
         if student.lineage.get('teacher') == self.latest.sha256:
             self.student = student
+
+    def _write_start(self) -> None:
+        self.latest = self.learner.policy.save(
+            self._folder.checkpoint(0),
+            lineage={'parent': self.initial.sha256, 'initial': self.initial.sha256},
+            overwrite=True,
+        )
 
     def _write_checkpoint(self, metrics: dict[str, float]) -> ckpt.Manifest:
         version = self.learner.version

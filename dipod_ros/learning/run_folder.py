@@ -15,11 +15,13 @@ import fcntl
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
 from dipod_ros.errors import UserError
 from dipod_ros.policy import checkpoint as ckpt
+from dipod_ros.policy.spec import SamplerSpec
 
 STATE = 'learner.safetensors'
 
@@ -78,23 +80,33 @@ class RunFolder:
             self._lock.close()
             self._lock = None
 
-    def begin(self, initial: ckpt.Manifest) -> None:
-        """Note the checkpoint that a new run begins with."""
-        (self.path / 'run.json').write_text(
-            json.dumps({'initial_sha256': initial.sha256, 'initial': str(initial.path)})
-        )
+    def begin(self, initial: ckpt.Manifest, sampler: SamplerSpec | None = None) -> None:
+        """Note the checkpoint that a new run begins with, and a sampler other than its own."""
+        begun = {'initial_sha256': initial.sha256, 'initial': str(initial.path)}
+        if sampler is not None:
+            begun['sampler'] = asdict(sampler)
+        (self.path / 'run.json').write_text(json.dumps(begun))
 
-    def require_begun_with(self, initial: ckpt.Manifest) -> None:
-        """Raise UserError unless the run here began with this checkpoint."""
+    def require_begun_with(
+        self, initial: ckpt.Manifest, sampler: SamplerSpec | None = None
+    ) -> None:
+        """Raise UserError unless the run here began with this checkpoint and this sampler."""
+        sampled = None
         try:
             begun = json.loads((self.path / 'run.json').read_text())
             same = begun['initial_sha256'] == initial.sha256
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            sampled = begun.get('sampler')
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             same = False
         if not same:
             raise UserError(
                 f'{self.path} holds a run that began with another checkpoint than '
                 f'{initial.path}; give a new run_dir, or the checkpoint it began with'
+            )
+        if sampled != (None if sampler is None else asdict(sampler)):
+            raise UserError(
+                f'{self.path} holds a run that began with another sampler than '
+                f'{sampler or initial.spec.sampler}; give a new run_dir, or the same sampler'
             )
 
     def checkpoints(self) -> Iterator[ckpt.Manifest]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from dipod_ros.errors import UserError
 from dipod_ros.policy import checkpoint as ckpt
 from dipod_ros.policy.model_dirs import folder_of, folders_of
+from dipod_ros.policy.spec import SamplerSpec
 from dipod_ros.resources import share_dir
 from dipod_ros.ros.params import param
 
@@ -27,6 +28,11 @@ class TrainerParams:
     checkpoint: str = param('', 'flow policy to start from: a shipped name or a folder')
     model_dirs: tuple[str, ...] = param((), 'further folders that checkpoints may come from')
     run_dir: str = param('runs/online', 'folder of this run; an earlier run in it is resumed')
+    sampler: str = param(
+        '',
+        "SOLVER-STEPS, such as midpoint-5, to learn and act with instead of the checkpoint's own; "
+        'version 0 with it is announced at the start',
+    )
     episodes_per_update: int = param(64, 'finished episodes that start an update', low=1)
     max_episodes_per_update: int = param(
         64,
@@ -172,6 +178,7 @@ def open_run(p: TrainerParams) -> TrainingRun:
             if p.student == 'fresh'
             else None,
             demonstrations=Path(p.demonstrations) if p.demonstrations else None,
+            sampler=SamplerSpec.parse(p.sampler) if p.sampler else None,
             tensorboard=p.tensorboard,
         ),
     )

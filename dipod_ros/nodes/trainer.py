@@ -46,7 +46,7 @@ class Trainer(Node):
 
         self._least = self.params.episodes_per_update
         self._most = max(self._least, self.params.max_episodes_per_update)
-        self._assembler = ReplayAssembler(self._run.initial.spec, self._most)
+        self._assembler = ReplayAssembler(self._run.learner.policy.spec, self._most)
         self._inbox = Inbox()
         self._wake = threading.Condition()
         self._stop = threading.Event()
@@ -68,7 +68,7 @@ class Trainer(Node):
         if self.params.seed < 0:
             of = 'of the resumed run' if self._run.resumed else 'drawn'
             self.get_logger().info(f'seed {self._run.config.learner.seed} ({of})')
-        if self._run.learner.version > 0:
+        if self._run.latest is not self._run.initial:
             self._announce(self._checkpoint_pub, self._run.latest)
         self._announce_student()
         self._publish_status()

@@ -149,6 +149,14 @@ class SamplerSpec:
                 f'sampler: noise_std must be above 0 and at most 1, got {self.noise_std}'
             )
 
+    @classmethod
+    def parse(cls, text: str) -> SamplerSpec:
+        """Read a sampler written as SOLVER-STEPS, such as midpoint-5; raises SpecError."""
+        solver, _, steps = text.partition('-')
+        if not (steps.isascii() and steps.isdigit()):
+            raise SpecError(f'sampler {text!r}: write SOLVER-STEPS, such as midpoint-5 or euler-1')
+        return cls(solver, int(steps))
+
     @property
     def deterministic(self) -> bool:
         """Whether the noise at the start alone decides the action."""

@@ -193,6 +193,23 @@ def test_finetune_draws_a_seed_for_a_run_and_keeps_it_when_it_goes_on(at, capsys
     assert told[0] == told[1] >= 0
 
 
+def test_finetune_learns_with_the_sampler_that_is_given(at, capsys, caplog):
+    words = ('--episodes', 2, '--epochs', 1, '--gap-every', 0, '--eval-episodes', 2)
+    words += ('--student', 'off', '--no-q-critic', '--control-steps', 100)
+    where = ('flow', '--run-dir', 'ft_sampler')
+    assert run('finetune', *where, *words, '--sampler', 'euler-3', '--json', 's.json') == 0
+    assert [text for text in caplog.messages if 'euler-3' in text and 'narrower' in text]
+    for folder in Path('ft_sampler/checkpoints').iterdir():
+        assert str(ckpt.read_manifest(folder).spec.sampler).startswith('euler-3 ')
+    told = json.loads(Path('s.json').read_text())['results']
+    assert told['after']['sampler'].startswith('euler-3 ')
+    assert told['before']['sampler'] == str(ckpt.read_manifest('flow').spec.sampler)
+    assert run('finetune', *where, *words, '--sampler', 'midpoint-2') == 2
+    assert 'began with another sampler than midpoint-2' in capsys.readouterr().err
+    assert run('finetune', *where, *words, '--sampler', 'midpoint') == 2
+    assert 'write SOLVER-STEPS' in capsys.readouterr().err
+
+
 def test_finetune_keeps_demonstrations_in_the_batch(at, quick_q):
     words = ('--episodes', 4, '--epochs', 1, '--gap-every', 0, '--eval-episodes', 4)
     words += ('--control-steps', 400, '--student', 'off', '--demo-weight', 0.5, '--demo-decay', 0.9)

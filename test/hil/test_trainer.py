@@ -219,6 +219,25 @@ def test_replay_becomes_an_announced_checkpoint_that_loads(start, actor):
     assert trainer.stop() == 0
 
 
+def test_another_sampler_is_announced_at_the_start_and_learned_with(start, actor):
+    own = actor.policy.spec.sampler
+    sampler = 'euler-3' if own.solver == 'midpoint' else 'midpoint-3'
+    trainer = start(sampler=sampler)
+    actor.wait(lambda: actor.checkpoints)
+    begun = actor.checkpoints[0]
+    assert (begun['version'], begun['kind'], begun['sha256']) == (0, 'flow', actor.sha)
+    actor.wait_connected()
+    actor.use(begun['path'])
+    assert str(actor.policy.spec.sampler).startswith(f'{sampler} ')
+    actor.act()
+    actor.wait(lambda: len(actor.checkpoints) > 1)
+    learned = ckpt.read_manifest(actor.checkpoints[1]['path'])
+    assert learned.version == 1 and learned.spec.sampler == actor.policy.spec.sampler
+    actor.wait(lambda: actor.metrics)
+    assert actor.metrics[0]['policy_mismatch_rad'] < 1e-5
+    assert trainer.stop() == 0
+
+
 def test_killed_at_any_time_it_resumes_from_whole_files(start, actor, folder):
     trainer = start()
     actor.wait_connected()
@@ -457,6 +476,7 @@ def test_a_stream_that_nothing_can_be_learned_from_is_told_of(start, actor, chan
         ({'checkpoint': 'nowhere'}, "no checkpoint 'nowhere'"),
         ({'checkpoint': '/etc'}, 'outside the model folders'),
         ({'run_dir': '/proc/run'}, 'cannot write run_dir'),
+        ({'sampler': 'midpoint'}, 'write SOLVER-STEPS, such as midpoint-5'),
         ({'trust_region': 'none'}, 'trust_region'),
         ({'seed': -2}, 'seed'),
         ({'demonstration': 'x'}, 'did you mean demonstrations?'),

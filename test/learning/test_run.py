@@ -23,6 +23,7 @@ from dipod_ros.learning.run_log import read_metrics  # noqa: E402
 from dipod_ros.learning.students.distill import DistillConfig  # noqa: E402
 from dipod_ros.policy import checkpoint as ckpt  # noqa: E402
 from dipod_ros.policy.flow import load_policy  # noqa: E402
+from dipod_ros.policy.spec import SamplerSpec  # noqa: E402
 
 QUICK = RunConfig(
     learner=LearnerConfig(
@@ -209,6 +210,36 @@ def test_a_folder_of_another_run_is_refused(open_run, improve, make_policy, tmp_
     (tmp_path / 'run' / 'run.json').write_text('{')
     with pytest.raises(UserError, match='another checkpoint'):
         open_run()
+
+
+def test_with_another_sampler_version_0_is_a_checkpoint_that_has_it(open_run, improve, tmp_path):
+    euler = replace(QUICK, sampler=SamplerSpec('euler', 3))
+    run = open_run(euler)
+    own, start = run.initial, run.latest
+    assert own.spec.sampler == SamplerSpec('midpoint', 5)
+    assert (start.version, start.spec.sampler) == (0, euler.sampler)
+    assert start.lineage == {'parent': own.sha256, 'initial': own.sha256}
+    # The same weights, which is all that a decision names.
+    assert start.sha256 == own.sha256 and run.version_of(start.sha256) == 0
+    metrics, _ = improve(run, 2)
+    assert metrics['policy_mismatch_rad'] < 1e-6
+    assert (run.latest.version, run.latest.spec.sampler) == (1, euler.sampler)
+    again = open_run(euler)
+    assert again.resumed and again.latest.sha256 == run.latest.sha256
+    for other in (QUICK, replace(QUICK, sampler=SamplerSpec('euler', 4))):
+        with pytest.raises(UserError, match='began with another sampler than'):
+            open_run(other)
+    # A kill before the first update was saved.
+    (tmp_path / 'run/learner.safetensors').unlink()
+    assert open_run(euler).latest.spec.sampler == euler.sampler
+
+
+def test_the_checkpoints_own_sampler_given_is_none_given(open_run, improve, tmp_path):
+    run = open_run(replace(QUICK, sampler=SamplerSpec('midpoint', 5)))
+    assert run.latest is run.initial and run.version_of(run.initial.sha256) == 0
+    improve(run)
+    assert open_run().resumed
+    assert 'sampler' not in json.loads((tmp_path / 'run/run.json').read_text())
 
 
 def test_a_folder_in_which_another_process_learns_is_refused(open_run, initial, tmp_path):

@@ -21,6 +21,7 @@ beta is in units of the normalised advantage (root mean square 1): the direction
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 
@@ -35,6 +36,7 @@ from dipod_ros.learning.algorithms.base import (
     clip_fraction,
     clipped_surrogate,
 )
+from dipod_ros.learning.algorithms.spread import REMEDY, narrows
 from dipod_ros.policy.flow import FlowPolicy
 from dipod_ros.policy.path import (
     PathSamples,
@@ -42,6 +44,8 @@ from dipod_ros.policy.path import (
     draw_path_samples,
     many_cfm_losses,
 )
+
+log = logging.getLogger(__name__)
 
 TRUST_REGIONS = ('ppo', 'aspo')
 RATIOS = ('sample', 'action')
@@ -163,7 +167,17 @@ class Dipod(Algorithm):
         return self.config.gap_target > 0
 
     def start(self, policy: FlowPolicy) -> FlowPolicy:
-        """Return a copy that learns."""
+        """Return a copy that learns; warns of a sampler that the regulariser narrows."""
+        sampler, config = policy.spec.sampler, self.config
+        if self.beta > 0 and config.anchor == 'own' and narrows(sampler):
+            log.warning(
+                'the actions of %s are narrower than the policy, and beta %g fits the flow to '
+                'them: their spread shrinks from update to update; learn with midpoint (%s), or '
+                'with beta 0',
+                sampler,
+                self.beta,
+                REMEDY,
+            )
         self._start = policy.clone() if self.config.anchor == 'start' else None
         return super().start(policy)
 

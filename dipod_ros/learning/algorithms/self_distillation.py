@@ -15,6 +15,7 @@ import torch
 from dipod_ros.errors import UserError
 from dipod_ros.learning.algorithms.base import Batch
 from dipod_ros.learning.algorithms.dipod import Dipod, DipodConfig
+from dipod_ros.learning.algorithms.spread import require_spread
 from dipod_ros.policy.flow import FlowPolicy
 from dipod_ros.policy.path import cfm_loss, draw_path_samples
 
@@ -40,7 +41,7 @@ def self_distill(
         learning_rate: of an Adam that lives for this call.
 
     """
-    require_spread(policy)
+    require_spread(policy.spec.sampler)
     teacher = policy.clone()
     optimizer = torch.optim.Adam(policy.net.parameters(), lr=learning_rate)
     total = 0.0
@@ -57,15 +58,6 @@ def self_distill(
         optimizer.step()
         total += float(loss.detach())
     return total / max(1, steps)
-
-
-def require_spread(policy: FlowPolicy) -> None:
-    """Raise UserError for a sampler whose own actions are narrower than the policy."""
-    if policy.spec.sampler.solver == 'euler' and policy.spec.sampler.steps < 64:
-        raise UserError(
-            f'self-distillation needs a sampler that keeps the spread of the actions, '
-            f'{policy.spec.sampler} does not: choose midpoint'
-        )
 
 
 @dataclass(frozen=True)
@@ -97,7 +89,7 @@ class Interleaved(Dipod):
     def start(self, policy: FlowPolicy) -> FlowPolicy:
         """Return a copy that learns; UserError for a sampler that no burst could use."""
         if self.config.burst_every * self.config.burst_steps or self.config.initial_steps:
-            require_spread(policy)
+            require_spread(policy.spec.sampler)
         return super().start(policy)
 
     def initial_stage(
