@@ -19,6 +19,8 @@ from dipod_ros.serving.observation import Sample
 
 # A stamp nearer to the present than this is of the robot's clock; else the receipt counts.
 SAME_CLOCK_NS = 100_000_000
+# What a recording that begins may need (s): its first joint states may be this late.
+KEPT_S = 1.0
 
 
 class CommandInput:
@@ -32,17 +34,20 @@ class CommandInput:
         spec: PolicySpec,
         now_ns: Callable[[], int],
         joints: Callable[[], Sample | None],
+        recording: Callable[[], bool],
         tolerance_s: float = 0.0,
     ) -> None:
         """Subscribe.
 
-        `now_ns` tells the robot's time, `joints` the newest joint positions [A] (rad). A stamp that
-        is off theirs by more than `tolerance_s` is refused; 0 accepts all.
+        `now_ns` tells the robot's time, `joints` the newest joint positions [A] (rad). While
+        `recording` all is kept. A stamp that is off the joints' by more than `tolerance_s` is
+        refused; 0 accepts all.
         """
         self.topic = topic
         self.curve = CommandCurve()
         self._player = TrajectoryPlayer(self.curve, spec.limits, spec.control_period_s)
         self._now_ns, self._joints, self._tolerance_s = now_ns, joints, tolerance_s
+        self._recording = recording
         self._index = messages.JointIndex(spec.joints)
         self._rejection = ''
         kind, read, profile = {
@@ -74,6 +79,8 @@ class CommandInput:
             self._rejection = ''
         except UserError as error:
             self._rejection = str(error)
+        if not self._recording():
+            self.curve.keep_last(KEPT_S)  # joint states, which make it forget too, may be silent
 
     def _joint_state(self, msg: JointState) -> None:
         now, stamp = self._now_ns(), messages.stamp_ns(msg.header.stamp)

@@ -87,6 +87,7 @@ class Recorder(Node):
                 spec,
                 self._now_ns,
                 lambda: self._joints,
+                lambda: self._takes,
                 p.stamp_tolerance_s,
             )
             if topic
@@ -104,6 +105,11 @@ class Recorder(Node):
             f'task {spec.task}: {len(self._file.success)} episodes in {self._file.path}; '
             'call ~/start and ~/stop'
         )
+
+    @property
+    def _takes(self) -> bool:
+        """Whether a recording is under way that is any good."""
+        return self._recording is not None and not self._recording.fault
 
     def close(self) -> None:
         """Drop what is being recorded; what was finished is in the file.
@@ -134,7 +140,7 @@ class Recorder(Node):
                 self._jumps = self._stamps.jumps
                 self._commands.clear()
             self._commands.advance(time_ns)
-        if self._recording is not None and not self._recording.fault:
+        if self._takes:
             self._recording.take(joints)
             self._tell_of_fault()
         elif self._commands is not None:
@@ -160,7 +166,7 @@ class Recorder(Node):
 
     def _on_start(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         problems = self._problems()
-        if self._recording is not None and not self._recording.fault:
+        if self._takes:
             response.message = 'recording already: ~/stop ends it'
         elif problems:
             response.message = '; '.join(problems)
@@ -236,7 +242,7 @@ class Recorder(Node):
 
     def _look(self) -> None:
         age = self._buffer.age_s('joint_position', JOINT_TOPIC)
-        if self._recording is not None and age is not None and not self._recording.fault:
+        if self._takes and age is not None:
             silent_s = max(SILENT_S, 2 * self._config.joint_max_age_s)
             if age > silent_s:
                 self._recording.spoil(f'no {JOINT_TOPIC} for {silent_s:g} s')

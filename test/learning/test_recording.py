@@ -127,6 +127,19 @@ def test_trajectories_are_played_like_their_controller_does():
     np.testing.assert_allclose(values[begun], motion(at[begun]), atol=1e-4)
 
 
+def test_a_player_that_nobody_called_for_an_hour_fills_no_memory():
+    curve = CommandCurve()
+    player = TrajectoryPlayer(curve, make_limits(), PERIOD_S)
+    times = START_NS / 1e9 + np.arange(1, 9) * PERIOD_S
+    player.follow(times, motion(times), None, START_NS, motion(times[0]))
+    player.advance(START_NS + 3600 * 10**9)
+    at, values = curve.arrays(START_NS)
+    assert len(at) <= 1001 and at[-1] == pytest.approx(3600.0)
+    np.testing.assert_allclose(values[-1], motion(times[-1:])[0])
+    curve.keep_last(20.0)
+    assert 6 <= len(curve) <= 8 and curve.arrays(START_NS)[0][0] <= 3580.0
+
+
 def test_an_outcome_ends_it_before_the_world_begins_anew():
     arm = Arm().run(2.0)
     for t in (2.04, 2.08):

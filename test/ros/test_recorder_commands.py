@@ -101,3 +101,26 @@ def test_a_command_of_another_time_is_refused_by_name_and_hides_no_other(make_ar
     arm.run(1)
     assert arm.node._commands.curve._times[-1] == before + DT_NS
     assert not arm.node._commands.problem
+
+
+def test_commands_beside_silent_joint_states_are_kept_for_a_second(make_arm, monkeypatch):
+    arm = make_arm()
+    now_ns = START_NS
+    monkeypatch.setattr(arm.node._commands, '_now_ns', lambda: now_ns)
+    for _ in range(1000):  # before the first joint state
+        now_ns += DT_NS
+        arm.command()
+    assert 50 <= len(arm.node._commands.curve) <= 52
+    arm.k = 1000
+    arm.run(3)
+    assert arm.node._on_start(Trigger.Request(), Trigger.Response()).success
+    now_ns = arm.now_ns
+    for _ in range(100):
+        now_ns += DT_NS
+        arm.command()
+    assert len(arm.node._commands.curve) >= 100  # a recording keeps them
+    arm.node._recording.spoil('joint states are silent')
+    for _ in range(100):
+        now_ns += DT_NS
+        arm.command()
+    assert 50 <= len(arm.node._commands.curve) <= 52

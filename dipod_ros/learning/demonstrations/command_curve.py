@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from dipod_ros.sim.controllers import ArmController
 
 # Setpoints of a trajectory noted per control period.
 PARTS = 4
+# A longer time than this (s) is played in as many setpoints: joint states were silent, and no
+# recording has such a gap in it.
+MOST_S = 10.0
 
 
 class CommandCurve:
@@ -37,8 +41,13 @@ class CommandCurve:
 
     def forget_before(self, time_ns: int) -> None:
         """Drop what no longer counts at a time; the newest stays whatever its age."""
-        first = max(0, int(np.searchsorted(self._times, time_ns, side='right')) - 1)
+        first = max(0, bisect_right(self._times, time_ns) - 1)
         del self._times[:first], self._values[:first]
+
+    def keep_last(self, span_s: float) -> None:
+        """Drop what no longer counted so many seconds before the newest."""
+        if self._times:
+            self.forget_before(self._times[-1] - round(span_s * NS_PER_S))
 
     def clear(self) -> None:
         """Forget everything: the robot's clock was set."""
@@ -87,7 +96,7 @@ class TrajectoryPlayer:
         ahead_s = now_ns / NS_PER_S - self._now_s
         if ahead_s <= 0:
             return
-        parts = math.ceil(ahead_s / self._part_s)
+        parts = math.ceil(min(ahead_s, MOST_S) / self._part_s)
         step_s = ahead_s / parts
         setpoints = self._controller.setpoints(self._now_s, step_s, parts)
         for k, setpoint in enumerate(setpoints, 1):
