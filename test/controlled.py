@@ -27,6 +27,11 @@ class ControlledArm(World):
         self.active = active
         self.controller.halt(self.position)
 
+    @property
+    def controller_s(self):
+        """The controller's time."""
+        return self.loop.grid.now_ns() * 1e-9
+
     def decide(self):
         self._watched(super().decide)
 
@@ -36,7 +41,7 @@ class ControlledArm(World):
     def _watched(self, act):
         plans, setpoints = len(self.plans), len(self.setpoints)
         act()
-        now_s = self.loop.grid.now_ns() * 1e-9
+        grid, now_s = self.loop.grid, self.controller_s
         self._play(now_s)
         if not self.active:
             return
@@ -45,7 +50,8 @@ class ControlledArm(World):
                 self.found += self.controller.command(setpoint, now_s)
         elif len(self.plans) > plans:
             positions, velocities, tick = self.plans[-1].knots_with_trail(DT)
-            times_s = self.loop.grid.tick_ns(tick) * 1e-9 + DT * np.arange(len(positions))
+            begin_s = now_s + (grid.tick_ns(tick) - grid.now_ns()) * 1e-9
+            times_s = begin_s + DT * np.arange(len(positions))
             self.found += self.controller.follow(times_s, positions, velocities, now_s)
 
     def _play(self, now_s):

@@ -15,6 +15,7 @@ from dipod_ros.serving.notices import Notices
 from dipod_ros.serving.observation import Sample
 from dipod_ros.serving.safety import SafetyFilter
 from dipod_ros.serving.stillness import Stillness
+from dipod_ros.serving.timeline import Plan
 
 
 class Joining:
@@ -42,6 +43,7 @@ class Joining:
         self._trajectory, self._clock, self._notices = trajectory, clock, notices
         self._refused: np.ndarray | None = None  # where the way to the arm led out of the box
         self._way: taking_up.Way | None = None  # that was left to the controller last
+        self._lost: Plan | None = None  # of the way that its controller may have stopped on
         self._vouched = False  # a world said where it put the arm, which stands there
 
     def vouch(self) -> None:
@@ -92,18 +94,30 @@ class Joining:
         if not (course.stands and self.still.stands):
             return
         position, end = joints.values, course.timeline.command(course.tick)
-        if self.following.wants(position, end) and course.start_place.allows(position):
+        lost = self._lost is course.timeline.plan
+        wanted = lost or self.following.wants(position, end)
+        if wanted and course.start_place.allows(position):
             if not self._stays_inside(position):
                 self.following.misplaced()
                 return
             args = course.timeline.plan, course.tick, position, self._limits, self._dt
             if self._trajectory:
-                self._way = taking_up.wait_at(*args)
+                self._way = taking_up.wait_at(*args, self._way if lost else None)
                 plan = self._way.plan
             else:
                 plan = taking_up.go(*args)
             course.timeline.replace(plan)
             self.following.placed(position, course.tick + len(plan.motion.points))
+
+    def clock_was_set(self) -> None:
+        """Have a way that is left told again when it is over: by then its controller stands.
+
+        Whether it went on or stopped on its way depends on what it does with such a clock.
+        """
+        self.still.forget()
+        if self._course.left:
+            self._lost = self._course.timeline.plan
+            self.following.misplaced()
 
     def _stays_inside(self, position: np.ndarray) -> bool:
         """Tell whether the way to an arm at [A] (rad) in the workspace stays in it."""
@@ -144,11 +158,13 @@ class Joining:
         course, way = self._course, self._way
         if way is None or way.plan is not course.timeline.plan or not way.left(course.tick):
             return
-        if not self._on(way, joints.values, seen):
+        if way.stops or not self._on(way, joints.values, seen):
             return
+        if self._lost is way.plan and not self.still.moves:
+            return  # its controller has stopped already
         halt = taking_up.stop_on(way, course.tick, self._limits, self._dt)
-        self._way = None  # it is on its way for the last time
         if halt is not None:
+            self._way = halt
             course.timeline.replace(halt.plan)
 
     def _on(self, way: taking_up.Way, position: np.ndarray, seen: int) -> bool:

@@ -157,6 +157,7 @@ class RealTimeLoop(Loop):
             if self.grid.was_set():
                 self.notices.event("the robot's clock was set: braking, then starting again")
                 self._stops.clock_was_set()
+                self._joining.clock_was_set()
                 self._episodes.clock_was_set(self.joint_sample)
                 self.grid.begin(joints, before)
             self._commits.follow(joints, at_least, bool(self._stops.held))

@@ -48,14 +48,29 @@ class Stillness:
         while len(self._past) > SAMPLES and _seconds(self._past[1], sample) >= SPAN_S:
             self._past.popleft()
 
+    def forget(self) -> None:
+        """Forget the joint states so far: the time between them and the next says nothing."""
+        self._past.clear()
+
     @property
     def stands(self) -> bool:
         """Whether the last joint states agree on where the arm is."""
+        return self._enough and self._agree
+
+    @property
+    def moves(self) -> bool:
+        """Whether the last joint states are enough to tell that the arm does not stand."""
+        return self._enough and not self._agree
+
+    @property
+    def _enough(self) -> bool:
         past = self._past
-        if len(past) < SAMPLES or _seconds(past[0], past[-1]) < SPAN_S * (1 - 1e-6):
-            return False
-        newest = past[-1].values
-        return all(np.all(np.abs(s.values - newest) <= self.agree_rad) for s in past)
+        return len(past) >= SAMPLES and _seconds(past[0], past[-1]) >= SPAN_S * (1 - 1e-6)
+
+    @property
+    def _agree(self) -> bool:
+        newest = self._past[-1].values
+        return all(np.all(np.abs(s.values - newest) <= self.agree_rad) for s in self._past)
 
     def allows(self, now_s: float) -> bool:
         """Return whether the command may begin; tell, when that takes long, what it waits for."""

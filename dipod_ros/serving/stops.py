@@ -70,7 +70,7 @@ class Stops:
         """Brake: the times of what is planned are no longer known."""
         course = self._course
         course.end(self._newest_stamp_ns(), interrupted=True)
-        if course.timeline.plan is not None:
+        if course.timeline.plan is not None and not course.left:
             course.timeline.brake(course.tick)
         course.generation += 1
         self.held, course.ramp_due = CLOCK_SET, True

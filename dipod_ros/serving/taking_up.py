@@ -66,14 +66,33 @@ class Way:
         return position, self.speed * (1 - u) * (1 - 3 * u) + way * 6 * u * (1 - u) / whole
 
     @property
+    def stops(self) -> bool:
+        """Whether it brings a controller to rest that was on another one."""
+        return bool(self.speed.any())
+
+    @property
     def _count(self) -> int:
         return self.plan.unsaid + 1  # the first knot that is said is that of the next tick
 
 
-def wait_at(plan: Plan, tick: int, position: np.ndarray, limits: JointLimits, dt: float) -> Way:
-    """Return the way that stands at [A] (rad) and leaves the controller the time to get there."""
+def wait_at(
+    plan: Plan,
+    tick: int,
+    position: np.ndarray,
+    limits: JointLimits,
+    dt: float,
+    lost: Way | None = None,
+) -> Way:
+    """Return the way that stands at [A] (rad) and leaves the controller the time to get there.
+
+    It may stand anywhere on a way that is `lost`, which the plan is that of.
+    """
     begin, end = plan.point(tick), np.clip(position, limits.lower, limits.upper)
-    return _leave(plan, tick, end, periods(end - begin, limits, dt), begin, np.zeros_like(begin))
+    away = np.abs(end - begin)
+    if lost is not None:
+        begin = lost.begin
+        away = np.maximum(away, np.abs(end - begin))
+    return _leave(plan, tick, end, periods(away, limits, dt), begin, np.zeros_like(begin))
 
 
 def stop_on(way: Way, tick: int, limits: JointLimits, dt: float) -> Way | None:

@@ -25,20 +25,20 @@ def run_until(arm, done, periods=200):
 
 @pytest.fixture
 def make_arm(make_bench):
-    def make(powered=True, **config):
+    def make(powered=True, arm_class=ControlledArm, begun=BEGUN, **config):
         """Return an arm that did not follow, and whose controller is on its way to it."""
         bench = make_bench(
             RealTimeLoop, interface='trajectory', following=FollowingConfig(), **config
         )
         bench.safety.speed = SpeedScale(SpeedConfig(ramp_in_s=0.0), DT)
-        arm = settled(ControlledArm(bench, 0.03))
+        arm = settled(arm_class(bench, 0.03))
         arm.run(8)
         arm.powered = False
         run_until(arm, lambda: arm.loop.following.stopped)
         run_until(arm, lambda: arm.loop.timeline.plan.unsaid)
         arm.end, arm.periods = arm.position, arm.loop.timeline.plan.unsaid
         arm.powered = powered
-        arm.run(BEGUN)
+        arm.run(begun)
         return arm
 
     return make
@@ -187,3 +187,64 @@ def test_a_server_waits_until_its_controller_stands(make_arm, powered):
     arm.run(arm.periods)
     np.testing.assert_allclose(arm.controller.position, controller, atol=1e-4)
     assert powered == (took < arm.periods - BEGUN)  # the halt is over before the way would be
+
+
+class Holds(ControlledArm):
+    """Its controller does not find the new time in its trajectory, and stops where it is."""
+
+    @property
+    def controller_s(self):
+        return self.clock.now + self.skew_s
+
+    def _play(self, now_s):
+        if self._played_s is not None and abs(now_s - self._played_s) > 1.0:
+            self.controller.halt(self.controller.position)
+            self._played_s = now_s
+        super()._play(now_s)
+
+
+class GoesOn(ControlledArm):
+    """Its controller has a clock of its own."""
+
+    @property
+    def controller_s(self):
+        return self.clock.now
+
+
+SET = pytest.mark.parametrize('skew_s', [-3600.0, -5.0, 7.0])
+
+
+@SET
+@pytest.mark.parametrize('arm_class', [Holds, GoesOn])
+@pytest.mark.parametrize('powered', [True, False])
+@pytest.mark.parametrize('begun', [3, 15, 26])
+def test_a_clock_that_is_set_makes_it_no_jump(make_arm, skew_s, arm_class, powered, begun):
+    """Wherever the controller stopped on its way, or did not, it is told again to come."""
+    arm = make_arm(arm_class=arm_class, powered=powered, begun=begun)
+    arm.skew_s, sent = skew_s, len(arm.plans)
+    run_until(arm, lambda: len(arm.plans) > sent)
+    assert powered or arm.plans[-1].unsaid >= arm.periods - 1
+    arm.run(arm.plans[-1].unsaid + 10)
+    np.testing.assert_allclose(arm.controller.position, arm.position, atol=5e-3)
+    assert arm.found == []
+    arm.powered = True
+    run_until(arm, lambda: not arm.loop.following.stopped)
+    arm.run(20)
+    assert arm.found == [] and not arm.loop.following.stopped
+
+
+@SET
+@pytest.mark.parametrize('arm_class', [Holds, GoesOn])
+def test_an_estop_stops_one_that_went_on_when_the_clock_was_set(make_arm, skew_s, arm_class):
+    arm = make_arm(arm_class=arm_class)
+    arm.skew_s, begins = skew_s, len(arm.path)
+    arm.run(5)
+    estop(arm)
+    arm.run(3 * arm.periods)
+    rest = np.abs(arm.path - arm.path[-1]).max(axis=1)
+    assert arm.found == [] and rest[begins + 40 :].max() < 1e-3
+    assert np.abs(arm.position - arm.end).max() > 0.05
+    arm.bench.safety.estop.reset()
+    run_until(arm, lambda: not arm.loop.following.stopped)
+    arm.run(20)
+    assert arm.found == []
