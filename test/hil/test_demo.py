@@ -12,12 +12,14 @@ from dipod_ros.policy import checkpoint as ckpt
 from dipod_ros.resources import share_dir
 
 pytestmark = [pytest.mark.ros, pytest.mark.timeout(300)]
-# A quarter of the usual episodes and a tenth of the steps: what they teach is tested elsewhere.
+# A quarter of the usual episodes and a tenth of the steps: what they teach is tested elsewhere. The
+# world runs on while the trainer learns, which lasts where other tests take its turns.
 LITTLE = """/**:
   ros__parameters:
     episodes_per_update: 16
     max_episodes_per_update: 16
     epochs: 4
+    nice: 0
     student_train_steps: 60
 """
 
