@@ -140,15 +140,16 @@ def _loop_shares(
         steps += rollout.control_steps
     total = spent['rollout'] + spent['update']
     # With a gap in every `gap_every`th update, however many were run here.
-    drift_s = spent['health'] / updates + gap_s / config.gap_every
-    loop_s = (total - spent['gap']) / updates + gap_s / config.gap_every
+    every_s = gap_s / config.gap_every
+    loop_s = (total - spent['gap']) / updates + every_s
     return {
         'loop_updates': updates,
         'update_s': spent['update'] / updates,
         'rollout_s': spent['rollout'] / updates,
         'not_gradient_share': 1 - spent['gradient'] / total,
         'gap_s': gap_s,
-        'drift_log_share': drift_s / loop_s,
+        'drift_log_share': every_s / loop_s,
+        'health_share': spent['health'] / updates / loop_s,
         'learning_steps_per_s': steps / total,
     }
 

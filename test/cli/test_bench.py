@@ -156,8 +156,8 @@ def test_train(tmp_path):
     # Own chunks and targets of Q are no gradient math.
     assert train['with_q_critic']['not_gradient_share'] > 0.1
     for part in (train, train['with_q_critic']):
-        assert 0 < part['drift_log_share'] < part['not_gradient_share']
-        assert part['gap_s'] > 0
+        assert part['gap_s'] > 0 and part['drift_log_share'] > 0 and part['health_share'] > 0
+        assert part['drift_log_share'] + part['health_share'] < part['not_gradient_share']
     assert 0.5 < train['dipod_over_fpo'] < 2  # the same work: far from another pass of the network
 
 
