@@ -88,7 +88,7 @@ SUITES = {
     'critic': Suite(
         'the off-policy critic where drift should bite',
         ('pillar_reach',),
-        ('clip_0.5', 'clip_1.0', 'long', 'stale'),
+        ('clip_0.5', 'clip_1.0', 'long', 'stale', 'window_3'),
         ('fpo++_q', 'dipod_0.1_q'),
     ),
     'gait': Suite(
