@@ -48,6 +48,23 @@ def test_links_and_commands_of_the_documentation_exist(page):
         assert command in available(), command
 
 
+def anchors(page):
+    """Return the names that GitHub gives the headings of a page."""
+    text = re.sub(r'```.*?```', '', page.read_text(), flags=re.DOTALL)
+    headings = re.findall(r'^#+ +(.*)$', text, re.MULTILINE)
+    titles = (re.sub(r'\[([^\]]*)\]\([^)]*\)', r'\1', heading) for heading in headings)
+    return {re.sub(r'[^\w\- ]', '', title.strip().lower()).replace(' ', '-') for title in titles}
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_headings_that_links_lead_to_exist(page):
+    here = ROOT / page
+    for target, anchor in re.findall(r'\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)', here.read_text()):
+        there = here.parent / target if target else here
+        if there.suffix == '.md':
+            assert anchor in anchors(there), f'{target}#{anchor}'
+
+
 @pytest.mark.parametrize('page', PAGES)
 def test_files_and_modules_that_the_documentation_names_exist(page):
     text = (ROOT / page).read_text()
