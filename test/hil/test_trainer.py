@@ -479,7 +479,7 @@ def test_a_stream_that_nothing_can_be_learned_from_is_told_of(start, actor, chan
         ({'sampler': 'midpoint'}, 'write SOLVER-STEPS, such as midpoint-5'),
         ({'trust_region': 'none'}, 'trust_region'),
         ({'seed': -2}, 'seed'),
-        ({'demonstration': 'x'}, 'did you mean demonstrations?'),
+        ({'demonstratons': 'x'}, 'did you mean demonstrations?'),
         ({'clip': 0.0}, 'clip must be above 0'),
         ({'ema': 1.0}, 'ema must be at least 0 and below 1'),
     ],
