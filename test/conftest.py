@@ -23,6 +23,12 @@ SHARED, TURNS = pytest.StashKey(), pytest.StashKey()
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """Tell pytest-xdist how many workers `-n auto` is."""
+    return workers.count()
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node):
     """Let the workers of pytest-xdist know of each other."""
     workers.tell(node, node.config.stash, SHARED)

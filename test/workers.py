@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes that share one run of the tests: what is each one's own, and whose turn it is.
+"""The processes that share one run of the tests: how many, what is each one's own, and turns.
 
 pytest-xdist starts them; without it there is one process, and nobody to take turns with.
 """
@@ -32,6 +32,11 @@ def shared_folder(config):
     """Return the folder that this worker was told of; None where there are no workers."""
     told = getattr(config, 'workerinput', {}).get(FOLDER)
     return told and Path(told)
+
+
+def count():
+    """Return how many processes to share a run among: many tests wait more than they compute."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def give_way():
