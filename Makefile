@@ -6,8 +6,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
-# Tests in several processes (test/workers.py: how many); each holds torch. -n0 in ARGS: in one.
-WORKERS ?= -n auto --maxprocesses=4 --dist=worksteal
+# Tests in as many processes as there are cores; each holds torch. -n0 in ARGS: in this one alone.
+WORKERS ?= -n logical --maxprocesses=4 --dist=worksteal
 
 # One OpenMP thread per process: two torch processes that share cores crawl otherwise.
 export OMP_NUM_THREADS ?= 1

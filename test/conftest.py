@@ -23,12 +23,6 @@ SHARED, TURNS = pytest.StashKey(), pytest.StashKey()
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers():
-    """Tell pytest-xdist how many workers `-n auto` is."""
-    return workers.count()
-
-
-@pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node):
     """Let the workers of pytest-xdist know of each other."""
     workers.tell(node, node.config.stash, SHARED)
@@ -49,8 +43,8 @@ def pytest_collection_modifyitems(config, items):
             if 'ros' in item.keywords:
                 item.add_marker(skip)
     if TURNS in config.stash:
-        # First, in the process that begins with them and keeps its priority for as long.
-        items.sort(key=lambda item: not is_punctual(item))
+        # First, while the others have short tests to do: the shorter those, the shorter the wait.
+        items.sort(key=lambda item: not is_alone(item))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -58,13 +52,13 @@ def pytest_runtest_protocol(item, nextitem):
     """Run a test in its turn; the wait counts for no timeout."""
     if TURNS not in item.config.stash:
         return (yield)
-    with item.config.stash[TURNS].take(is_punctual(item)):
+    with item.config.stash[TURNS].take(is_alone(item), nextitem is not None and is_alone(nextitem)):
         return (yield)
 
 
-def is_punctual(item):
-    """Tell whether the other tests have to give way to this one."""
-    return item.get_closest_marker('punctual') is not None
+def is_alone(item):
+    """Tell whether no other test may run beside this one."""
+    return item.get_closest_marker('alone') is not None
 
 
 @pytest.fixture(scope='session', autouse=True)

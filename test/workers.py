@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes that share one run of the tests: how many, what is each one's own, and turns.
+"""The processes that share one run of the tests: what is each one's own, and turns at the machine.
 
 pytest-xdist starts them; without it there is one process, and nobody to take turns with.
 """
@@ -7,7 +7,7 @@ pytest-xdist starts them; without it there is one process, and nobody to take tu
 import fcntl
 import os
 import tempfile
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 FOLDER = 'dipod_ros_shared'  # the key under which a worker is told of the folder
@@ -34,56 +34,36 @@ def shared_folder(config):
     return told and Path(told)
 
 
-def count():
-    """Return how many processes to share a run among: many tests wait more than they compute."""
-    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-
-
-def give_way():
-    """Let whoever has not done so run first, wherever both want a core."""
-    os.nice(10)
-
-
 class Turns:
-    """Tests run beside each other; whoever runs another gives way to one that must be punctual.
+    """Tests run beside each other, but for those that need the machine: these run alone.
 
-    A process cannot take its priority back, so it keeps it until its first other test. A punctual
-    test that comes later than that has the machine for itself. There is one at a time.
-
-    Locks on files, which the kernel drops with their process. Whoever wants the machine keeps the
-    door while the others leave, so that nobody new comes in and no waiting is endless.
+    Two locks on files, which the kernel drops with their process. Whoever wants to be alone keeps
+    the door while the others leave, so that nobody new comes in and no waiting is endless.
     """
 
-    def __init__(self, folder, give_way=give_way):
-        self._turn, self._door, self._room = (
-            open(folder / name, 'w')  # noqa: SIM115
-            for name in ('turn', 'door', 'room')
-        )
-        self._give_way, self._gave_way = give_way, False
+    def __init__(self, folder):
+        self._door = open(folder / 'door', 'w')  # noqa: SIM115
+        self._room = open(folder / 'room', 'w')  # noqa: SIM115
+        self._kept = False
 
     @contextmanager
-    def take(self, punctual):
-        """Wait for the turn of one test and keep it meanwhile."""
-        with ExitStack() as taken:
-            if punctual:
-                taken.enter_context(_locked(self._turn, fcntl.LOCK_EX))
-                if self._gave_way:
-                    taken.enter_context(_locked(self._door, fcntl.LOCK_EX))
-                    taken.enter_context(_locked(self._room, fcntl.LOCK_EX))
-            else:
-                if not self._gave_way:
-                    self._give_way()
-                    self._gave_way = True
-                with _locked(self._door, fcntl.LOCK_SH):
-                    taken.enter_context(_locked(self._room, fcntl.LOCK_SH))
+    def take(self, alone, next_alone=False):
+        """Wait for the turn of one test and keep it meanwhile.
+
+        One that is alone is followed at once by the next of its process that has to be: for each
+        to wait until the others have done one more of theirs would cost more than it gives them.
+        """
+        kind = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
+        try:
+            if not self._kept:
+                fcntl.flock(self._door, kind)
+                fcntl.flock(self._room, kind)
+            if not alone:
+                fcntl.flock(self._door, fcntl.LOCK_UN)
+            self._kept = alone and next_alone
             yield
-
-
-@contextmanager
-def _locked(file, kind):
-    fcntl.flock(file, kind)
-    try:
-        yield
-    finally:
-        # In so many words, not by closing: a child that was forked meanwhile has it open.
-        fcntl.flock(file, fcntl.LOCK_UN)
+        finally:
+            if not self._kept:
+                # In so many words, not by closing: a child that was forked meanwhile has them open.
+                fcntl.flock(self._room, fcntl.LOCK_UN)
+                fcntl.flock(self._door, fcntl.LOCK_UN)

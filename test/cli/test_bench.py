@@ -116,7 +116,7 @@ def test_sim(tmp_path):
     assert sim['limit_violations'] == 0
 
 
-@pytest.mark.punctual
+@pytest.mark.alone
 @pytest.mark.ros
 @pytest.mark.timeout(400)
 def test_realtime(tmp_path):

@@ -140,7 +140,7 @@ def assert_differences_within_limits(path, first, second):
     return int(jumps.sum())
 
 
-@pytest.mark.punctual
+@pytest.mark.alone
 @pytest.mark.parametrize('interface', ['position', 'velocity', 'effort'])
 def test_the_simulated_controllers_find_no_violation(stack, interface):
     for attempt in range(3):
@@ -227,7 +227,7 @@ def test_when_the_server_dies_the_controllers_time_out_and_the_arm_stops(stack, 
     listener.wait(lambda: speed() < 0.02)
 
 
-@pytest.mark.punctual
+@pytest.mark.alone
 @pytest.mark.parametrize('delay', [0, 2])
 def test_every_trajectory_is_one_that_joint_trajectory_controller_accepts(stack, delay):
     """Chunks, swaps, e-stops, episodes, a server that is ended, late sensors.

@@ -93,7 +93,7 @@ def judge(tmp_path):
     context.try_shutdown()
 
 
-@pytest.mark.punctual
+@pytest.mark.alone
 def test_it_waits_between_episodes_and_every_one_of_them_is_learned_from(judge):
     judge.wait_status(state='active', waiting_for='')
     for episode in range(3):
@@ -140,7 +140,7 @@ def rest_of_a_long_wait(judge):
     judge.wait(lambda: judge.diagnostics['safety'][0].level == b'\0')
 
 
-@pytest.mark.punctual
+@pytest.mark.alone
 def test_activated_anew_it_begins_at_once_an_episode_of_its_own(judge):
     judge.wait_status(state='active')
     judge.decides(4)

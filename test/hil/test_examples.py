@@ -85,7 +85,7 @@ def arm(tmp_path):
     context.try_shutdown()
 
 
-@pytest.mark.punctual
+@pytest.mark.alone
 def test_the_reward_node_makes_episodes_that_are_learned_from(arm, tmp_path):
     person, start = arm
     limits = load_robot('arm7').limits
@@ -131,7 +131,7 @@ def test_the_reward_node_makes_episodes_that_are_learned_from(arm, tmp_path):
     assert figures['limit_violations'] == 0, figures['last_violation']
 
 
-@pytest.mark.punctual
+@pytest.mark.alone
 def test_the_reward_node_releases_no_stop_but_its_own_and_ends_a_wait(arm, tmp_path):
     person, start = arm
     limits = load_robot('arm7').limits

@@ -113,7 +113,7 @@ def following(listener):
     return int(listener.diagnostics.get('safety', (None, {}))[1].get('following', 0))
 
 
-@pytest.mark.punctual
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ('interface', 'rate_hz'),
     [('trajectory', 0.0), ('position', 200.0), ('velocity', 200.0)],
@@ -147,7 +147,7 @@ def test_the_simulated_controller_finds_no_violation(stack, interface, rate_hz):
     assert not all(r.interrupted for r in listener.records)
 
 
-@pytest.mark.punctual
+@pytest.mark.alone
 def test_torques_stop_too_and_take_the_arm_up_where_it_is(stack):
     listener = stack('effort', 200.0)
     listener.wait(lambda: time_s(listener) > INACTIVE_S[0] + 0.2)

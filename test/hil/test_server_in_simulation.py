@@ -71,7 +71,7 @@ def stack(tmp_path, tmp_path_factory, policy):
     context.try_shutdown()
 
 
-@pytest.mark.punctual
+@pytest.mark.alone
 @pytest.mark.parametrize(
     'more',
     [
